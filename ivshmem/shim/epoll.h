@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Epoll instances that this process made, with the streams in them. The kernel's instance stays the real one: it wakes us,
+ * for TCP and, through bells that are registered in it, for the rings.
+ */
+#ifndef SHIM_EPOLL_H
+#define SHIM_EPOLL_H
+
+#include <stdbool.h>
+
+struct epoll_set;
+
+struct epoll_set *epoll_set_get(struct epoll_set *set);
+void epoll_set_put(struct epoll_set *set);
+bool epoll_set_has_streams(const struct epoll_set *set);
+/* For poll() on the epoll descriptor: 1 if a ring in it has an event. */
+int epoll_set_ready(struct epoll_set *set);
+void epoll_set_arm(struct epoll_set *set);
+
+#endif
