@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the built C parts and their sources are.
 
-Installed (meson-python), everything lies in this package. In the tree and on a guest's tools disk the libraries are found
-through HYPERHEAP_LIB, beside the package (``../build``, ``../../lib``), or in the package itself.
+Installed (meson-python), everything lies in this package. In the tree and on a guest's tools disk the
+libraries are found through HYPERHEAP_LIB, beside the package (``../build``, ``../../lib``), or in the
+package itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binding of libivshmem.so (``include/hyperheap/core.h``): it only converts.
 
-Memory is handed over as anything with a writable buffer (``mmap.mmap``, ``bytearray``). Sizes and offsets are bytes.
-Errors of the C side become ``OSError`` with its errno.
+Memory is handed over as anything with a writable buffer (``mmap.mmap``, ``bytearray``). Sizes and offsets
+are bytes. Errors of the C side become ``OSError`` with its errno.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def _library() -> ctypes.CDLL:
         "hh_end_stats": (ctypes.c_int, [pointer, u32, ctypes.POINTER(_EndStats)]),
         "hh_end_set_gone": (ctypes.c_int, [pointer, u32, u32]),
         "hh_end_set_want": (ctypes.c_int, [pointer, u32, u32]),
+        "hh_spin_ns": (u32, []),
         "hh_layout_json": (ctypes.c_char_p, []),
     }
     for name, (result, arguments) in prototypes.items():
@@ -146,7 +147,10 @@ def _address(memory: Buffer) -> tuple[ctypes.c_void_p, int, Any]:
 
 
 def heap_format(heap: Buffer, uuid: bytes, name: str) -> None:
-    """Write the header of a new heap over its first page. ``uuid``: 16 bytes. OSError(EINVAL) for a bad size or name."""
+    """Write the header of a new heap over its first page. ``uuid``: 16 bytes.
+
+    OSError(EINVAL) for a bad size or name.
+    """
     address, size, _keep = _address(heap)
     _checked(_library().hh_heap_format(address, size, uuid, name.encode()))
 
@@ -160,7 +164,7 @@ def heap_check(heap: Buffer) -> tuple[bytes, str]:
 
 
 def channel_length(ring_size: int) -> int:
-    """Bytes that a channel with two rings of ``ring_size`` bytes takes; OSError(EINVAL) for an impossible size."""
+    """Bytes that a channel with two rings of ``ring_size`` bytes takes; OSError(EINVAL) for a bad size."""
     return int(_checked(_library().hh_channel_length(ring_size)))
 
 
@@ -174,6 +178,11 @@ def channel_clear(heap: Buffer, offset: int) -> None:
     """The lease ended: nobody may attach to the channel at ``offset`` any more."""
     address, size, _keep = _address(heap)
     _checked(_library().hh_channel_clear(address, size, offset))
+
+
+def spin_ns() -> int:
+    """Nanoseconds that a process should spin at most before it sleeps, on this machine."""
+    return int(_library().hh_spin_ns())
 
 
 def layout() -> dict[str, dict[str, int]]:
@@ -198,7 +207,8 @@ class Region:
         """Make a new region; ``memory`` must hold ``region_length(end_count)`` bytes."""
         region = cls(memory)
         if region._length < region_length(end_count):
-            raise ValueError(f"a region of {end_count} ends takes {region_length(end_count)} bytes, not {region._length}")
+            needed = region_length(end_count)
+            raise ValueError(f"a region of {end_count} ends takes {needed} bytes, not {region._length}")
         _checked(_library().hh_region_format(region._address, end_count))
         return region
 
@@ -220,7 +230,7 @@ class Region:
 
     def put(self, offer: Offer) -> int:
         """Index of the new end. OSError: EEXIST (the cookie has one), ENOSPC, EINVAL."""
-        native = _Offer(**{name: getattr(offer, name) for name, _ in _Offer._fields_})
+        native = _Offer(**{field[0]: getattr(offer, field[0]) for field in _Offer._fields_})
         return int(_checked(_library().hh_end_put(self._address, ctypes.byref(native))))
 
     def find(self, cookie: int) -> int | None:
@@ -241,7 +251,7 @@ class Region:
         native = _EndStats()
         if _library().hh_end_stats(self._address, index, ctypes.byref(native)) < 0:
             return None
-        return EndStats(index, **{name: getattr(native, name) for name, _ in _EndStats._fields_})
+        return EndStats(index, **{field[0]: getattr(native, field[0]) for field in _EndStats._fields_})
 
     def __iter__(self) -> Iterator[EndStats]:
         for index in range((self._length - 4096) // 512):

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <hyperheap/atomics.h>
+#include <hyperheap/machine.h>
 #include <hyperheap/ring.h>
 
 #include <errno.h>
@@ -7,6 +8,44 @@
 
 /* A long write is published in pieces, so that the consumer copies one while the next is being written. */
 #define PUBLISH_BYTES UINT32_C(65536)
+
+/*
+ * TCG emulates vector instructions piece by piece: plain words are copied almost twice as fast (docs/benchmarks.md). The
+ * empty asm keeps the compiler from turning the loop back into vectors, or into memcpy.
+ */
+static void copy_words(uint8_t *restrict to, const uint8_t *restrict from, size_t bytes)
+{
+	while (bytes >= 64) {
+		uint64_t words[8];
+
+		memcpy(words, from, sizeof(words));
+		for (int i = 0; i < 8; i++) {
+			uint64_t word = words[i];
+
+			__asm__ volatile("" : "+r"(word));
+			memcpy(to + 8 * i, &word, sizeof(word));
+		}
+		to += 64;
+		from += 64;
+		bytes -= 64;
+	}
+	memcpy(to, from, bytes);
+}
+
+static bool copies_words;
+
+__attribute__((constructor)) static void choose_copy(void)
+{
+	copies_words = hh_is_tcg();
+}
+
+static void copy(uint8_t *restrict to, const uint8_t *restrict from, size_t bytes)
+{
+	if (copies_words)
+		copy_words(to, from, bytes);
+	else
+		memcpy(to, from, bytes);
+}
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -58,7 +97,7 @@ ssize_t hh_tx_write(struct hh_tx *tx, const struct hh_ring *ring, const struct i
 					return written ? (ssize_t)written : -EAGAIN;
 			}
 			piece = min_u64(min_u64(left, space), min_u64(ring->size - index, PUBLISH_BYTES - unpublished));
-			memcpy(ring->data + index, from, piece);
+			copy(ring->data + index, from, piece);
 			from += piece;
 			left -= piece;
 			head += piece;
@@ -149,7 +188,7 @@ ssize_t hh_rx_peek(struct hh_rx *rx, const struct hh_ring *ring, const struct io
 			uint64_t index = at & (ring->size - 1);
 			uint64_t piece = min_u64(min_u64(room, left), ring->size - index);
 
-			memcpy(to, ring->data + index, piece);
+			copy(to, ring->data + index, piece);
 			to += piece;
 			room -= piece;
 			left -= piece;

@@ -23,8 +23,9 @@ struct channel {
 	uint32_t slot;    /* where this process sleeps, as the peer names it */
 	uint32_t peer_id;
 	uint32_t generation;
-	uint32_t wait_ns; /* moving average of how long waits took */
-	uint32_t waits;
+	uint32_t trust;   /* in spinning: how many more failures it may have (see wait.c) */
+	uint32_t waits;   /* since the last spin */
+	uint32_t pause;   /* waits without a spin between two tries, while there is no trust */
 	bool full;        /* a send found too little space since edge-triggered EPOLLOUT was last reported */
 	bool receives;    /* this process has let the peer know that it can take the ring */
 	struct channel *next;

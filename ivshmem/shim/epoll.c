@@ -391,35 +391,39 @@ static void register_bells(struct epoll_set *set)
 		libc.epoll_ctl(set->fd, EPOLL_CTL_ADD, bells[i], &event); /* EEXIST: from before */
 }
 
+/* Some channel of the set: it stands for all when it comes to spinning. */
+static struct channel *first_channel(struct epoll_set *set)
+{
+	for (int i = 0; i < set->count && set->channels; i++) {
+		if (set->members[i].channel)
+			return set->members[i].channel;
+	}
+	return NULL;
+}
+
 static bool spin(struct epoll_set *set, int64_t start)
 {
-	struct channel *channel = NULL;
+	struct channel *channel = set->count <= SPIN_MEMBERS ? first_channel(set) : NULL;
 	int64_t limit;
 
-	if (!set->channels || set->count > SPIN_MEMBERS)
-		return false;
-	for (int i = 0; i < set->count && !channel; i++)
-		channel = set->members[i].channel;
 	if (!channel || !wait_may_spin(channel, &limit))
 		return false;
 	do {
 		for (int i = 0; i < SPINS_PER_CLOCK; i++) {
-			if (any_ready(set))
+			if (any_ready(set)) {
+				wait_spun(channel, true);
 				return true;
+			}
 			hh_cpu_relax();
 		}
+		pthread_mutex_unlock(&set->lock); /* let others in */
+		pthread_mutex_lock(&set->lock);
+		channel = first_channel(set);
+		if (!channel)
+			return false;
 	} while (monotonic_ns() - start < limit);
+	wait_spun(channel, false);
 	return false;
-}
-
-static void note_wait(struct epoll_set *set, int64_t waited)
-{
-	for (int i = 0; i < set->count && set->channels; i++) {
-		if (set->members[i].channel) {
-			wait_note(set->members[i].channel, waited);
-			return;
-		}
-	}
 }
 
 static int kernel_wait(int epfd, struct epoll_event *events, int max, int64_t deadline, const sigset_t *mask)
@@ -451,7 +455,8 @@ static int set_wait(struct epoll_set *set, int epfd, struct epoll_event *events,
 		if (count < 0)
 			return count;
 		pthread_mutex_lock(&set->lock);
-		note_wait(set, monotonic_ns() - start);
+		if (!now && first_channel(set))
+			wait_slept(first_channel(set), monotonic_ns() - start);
 		find_channels(set);
 		count = filter(set, events, count);
 		count = collect(set, events, count, max);

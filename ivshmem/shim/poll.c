@@ -99,11 +99,14 @@ static bool spin(struct watch *watch, int64_t start)
 		return false;
 	do {
 		for (int i = 0; i < SPINS_PER_CLOCK; i++) {
-			if (rings_ready(watch))
+			if (rings_ready(watch)) {
+				wait_spun(watch->first, true);
 				return true;
+			}
 			hh_cpu_relax();
 		}
 	} while (monotonic_ns() - start < limit);
+	wait_spun(watch->first, false);
 	return false;
 }
 
@@ -139,8 +142,8 @@ static int watch_loop(struct watch *watch, int64_t deadline, const sigset_t *mas
 			now = rings_ready(watch);
 		}
 		ready = wait_any(watch->kernel, watch->count, now ? 0 : deadline, mask);
-		if (watch->first)
-			wait_note(watch->first, monotonic_ns() - start);
+		if (watch->first && !now)
+			wait_slept(watch->first, monotonic_ns() - start);
 		if (ready < 0)
 			return ready;
 		ready = merge(watch);

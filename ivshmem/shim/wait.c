@@ -11,7 +11,9 @@
 
 #define LOOK_AGAIN_NS INT64_C(2000000) /* without a bell: how long a sleep may last before looking again */
 #define SPINS_PER_CLOCK 32
-#define RETRY_SPIN 64 /* every so many waits a spin is tried although it has not paid lately */
+#define TRUST 8
+#define PAUSE_MIN 3
+#define PAUSE_MAX 255
 
 static __thread struct {
 	int epoll;       /* private descriptor + 1; 0: none */
@@ -137,7 +139,10 @@ int wait_stream(int fd, short events, int64_t deadline)
 	return ready == 0 && deadline != NO_DEADLINE && monotonic_ns() >= deadline ? -ETIMEDOUT : 0;
 }
 
-/* Spinning pays while waits are short and the peer has a core to run on. */
+/*
+ * A spin is as long as a sleep and its wake-up cost, so at worst it doubles the price of a wait. It is tried while the last
+ * ones found something, or sleeps turned out to be shorter than that; after failures ever more rarely.
+ */
 bool wait_may_spin(struct channel *channel, int64_t *limit)
 {
 	struct hh_region *region = agent_region();
@@ -145,14 +150,28 @@ bool wait_may_spin(struct channel *channel, int64_t *limit)
 	*limit = region ? hh_load(&region->spin_ns) : 0;
 	if (!*limit || (channel->heap == 0 && cores < 2))
 		return false;
-	return channel->wait_ns <= *limit || channel->waits++ % RETRY_SPIN == 0;
+	return channel->trust || ++channel->waits > channel->pause;
 }
 
-void wait_note(struct channel *channel, int64_t waited)
+void wait_spun(struct channel *channel, bool found)
 {
-	uint64_t sample = waited < 0 ? 0 : waited > UINT32_MAX ? UINT32_MAX : (uint64_t)waited;
+	channel->waits = 0;
+	if (found) {
+		channel->trust = TRUST;
+		channel->pause = PAUSE_MIN;
+		return;
+	}
+	channel->trust /= 2;
+	if (!channel->trust)
+		channel->pause = channel->pause < PAUSE_MAX / 2 ? 2 * channel->pause + 1 : PAUSE_MAX;
+}
 
-	channel->wait_ns = (uint32_t)((channel->wait_ns * UINT64_C(7) + sample) / 8);
+void wait_slept(struct channel *channel, int64_t waited)
+{
+	struct hh_region *region = agent_region();
+
+	if (region && waited < hh_load(&region->spin_ns) && !channel->trust)
+		channel->trust = 1;
 }
 
 static bool spin(struct channel *channel, int fd, short events, int64_t start)
@@ -163,11 +182,14 @@ static bool spin(struct channel *channel, int fd, short events, int64_t start)
 		return false;
 	do {
 		for (int i = 0; i < SPINS_PER_CLOCK; i++) {
-			if (channel_ready(channel, fd, events))
+			if (channel_ready(channel, fd, events)) {
+				wait_spun(channel, true);
 				return true;
+			}
 			hh_cpu_relax();
 		}
 	} while (monotonic_ns() - start < limit);
+	wait_spun(channel, false);
 	return false;
 }
 
@@ -175,16 +197,17 @@ int wait_channel(struct channel *channel, int fd, short events, int64_t deadline
 {
 	struct pollfd fds[2] = {{.fd = fd}};
 	int64_t start = monotonic_ns(), end;
-	int ready = 0;
+	int ready;
 
-	if (!spin(channel, fd, events, start)) {
-		fds[0].events = channel_kernel_events(channel, events);
-		channel_arm(channel, events);
-		if (!channel_ready(channel, fd, events))
-			ready = wait_any(fds, 1, deadline, NULL);
-	}
+	if (spin(channel, fd, events, start))
+		return 0;
+	fds[0].events = channel_kernel_events(channel, events);
+	channel_arm(channel, events);
+	if (channel_ready(channel, fd, events))
+		return 0;
+	ready = wait_any(fds, 1, deadline, NULL);
 	end = monotonic_ns();
-	wait_note(channel, end - start);
+	wait_slept(channel, end - start);
 	if (ready < 0)
 		return ready;
 	if (ready == 0 && end >= deadline && !channel_ready(channel, fd, events))

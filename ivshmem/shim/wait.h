@@ -27,9 +27,10 @@ int64_t deadline_from_timespec(const struct timespec *timeout);
 int wait_any(struct pollfd *fds, nfds_t count, int64_t deadline, const sigset_t *mask);
 /* Waits until `events` may be true for a channel: spins while that pays, then sleeps. 0, -ETIMEDOUT or -EINTR. */
 int wait_channel(struct channel *channel, int fd, short events, int64_t deadline);
-/* Whether a spin before the sleep is worth a try on this channel, and what came of a wait. */
+/* Whether a spin of up to *limit ns is worth a try before this sleep, and what came of the spin or the sleep. */
 bool wait_may_spin(struct channel *channel, int64_t *limit);
-void wait_note(struct channel *channel, int64_t waited);
+void wait_spun(struct channel *channel, bool found);
+void wait_slept(struct channel *channel, int64_t waited);
 /* Waits for a plain descriptor and the bells. */
 int wait_stream(int fd, short events, int64_t deadline);
 /* Whether an interrupted call is to be restarted: every handler was installed with SA_RESTART. */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C tests, built with both compilers and with sanitizers, and the C sources with every warning as an error."""
+"""The C tests, built with both compilers and sanitizers; the C sources with every warning an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_sources_compile_without_a_warning(compiler: str) -> None:
 def test_program(program: Path, compiler: str, sanitizer: str, tmp_path: Path) -> None:
     binary = tmp_path / program.stem
     build = [_compiler(compiler), *FLAGS, "-g", "-O1", *SANITIZERS[sanitizer], str(program), *map(str, CORE)]
-    done = subprocess.run([*build, "-o", str(binary), "-lpthread"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*build, "-o", str(binary), "-lpthread"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     arguments = ["--no-races"] if sanitizer == "tsan" else []
     done = subprocess.run([str(binary), *arguments], capture_output=True, text=True, timeout=120)

@@ -77,6 +77,9 @@ HH_API int hh_end_stats(const void *region, uint32_t index, struct hh_end_stats 
 HH_API int hh_end_set_gone(void *region, uint32_t index, uint32_t gone);
 HH_API int hh_end_set_want(void *region, uint32_t index, uint32_t path);
 
+/* How long a process should spin at most before it sleeps: about what a sleep and its wake-up cost on this machine. */
+HH_API uint32_t hh_spin_ns(void);
+
 /* The layout as JSON: {"struct": {"size": n, "field": offset, ...}, ...}; the string is static. */
 HH_API const char *hh_layout_json(void);
 
