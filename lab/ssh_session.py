@@ -1,0 +1,174 @@
+"""One ssh connection to a guest, by paramiko over a socket that was opened for it, for any number of
+commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, ClassVar
+
+import paramiko
+from paramiko.common import MSG_CHANNEL_REQUEST
+
+from lab.errors import LabError
+
+_CHUNK = 65536
+
+#: Seconds for the handshake, which takes one under TCG when the host has nothing else to do.
+_HANDSHAKE_TIMEOUT = 60.0
+
+_CHANNEL_TIMEOUT = 30.0
+
+
+class CommandTimeoutError(LabError):
+    """A command in a guest took longer than it was allowed to. It was ended."""
+
+
+def _on_channel_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
+    """Take down which signal ended a command (RFC 4254, 6.10), which paramiko does not know; leave it the
+    rest.
+    """
+    position = message.packet.tell()
+    if message.get_text() == "exit-signal":
+        message.get_boolean()
+        number = getattr(signal, f"SIG{message.get_text()}", signal.SIGKILL)
+        channel.exit_status = 128 + int(number)
+        channel.status_event.set()
+        return
+    message.packet.seek(position)
+    paramiko.Channel._handle_request(channel, message)  # type: ignore[attr-defined]
+
+
+class _Transport(paramiko.Transport):
+    _channel_handler_table: ClassVar[dict[int, Any]] = {
+        **vars(paramiko.Transport)["_channel_handler_table"],
+        MSG_CHANNEL_REQUEST: _on_channel_request,
+    }
+
+
+class Session:
+    """A connection as root. A context manager; use by several threads is fine."""
+
+    def __init__(
+        self, guest: str, connection: socket.socket, private_key: Path, host_key: paramiko.PKey
+    ) -> None:
+        """`connection` is connected to the guest's sshd; the session closes it. Raises `LabError`."""
+        self.guest = guest
+        self._transport = _Transport(connection)
+        self._transport.handshake_timeout = _HANDSHAKE_TIMEOUT
+        self._transport.banner_timeout = _HANDSHAKE_TIMEOUT
+        self._transport.auth_timeout = _HANDSHAKE_TIMEOUT
+        try:
+            self._transport.connect(
+                hostkey=host_key,
+                username="root",
+                pkey=paramiko.Ed25519Key.from_private_key_file(str(private_key)),
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self._transport.close()
+            raise LabError(
+                f"guest {guest}: cannot log in: {error}", cure=f"lab console {guest}; lab status"
+            ) from error
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transport.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the connection still stands."""
+        return self._transport.is_active()
+
+    def execute(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: BinaryIO | None,
+        stdout: BinaryIO,
+        stderr: BinaryIO,
+        timeout: float | None = None,
+    ) -> int:
+        """Run argv and stream its output; returns its exit code, 128+n if signal n ended it.
+
+        Raises `CommandTimeoutError` after `timeout` seconds, `LabError` if the connection is lost.
+        """
+        try:
+            channel = self._transport.open_session(timeout=_CHANNEL_TIMEOUT)
+        except (paramiko.SSHException, EOFError) as error:
+            raise LabError(f"guest {self.guest}: the ssh connection is lost: {error}") from error
+        mark = f"HYPERHEAP_EXEC={uuid.uuid4().hex}"
+        with contextlib.closing(channel):
+            channel.exec_command(f"{mark} exec {shlex.join(argv)}")
+            pumps = [
+                _start_thread(_pump, channel.recv, stdout),
+                _start_thread(_pump, channel.recv_stderr, stderr),
+            ]
+            _start_thread(_feed, stdin, channel)
+            try:
+                # Set by the exit code, the exit signal, and the end of the channel.
+                if not channel.status_event.wait(timeout):
+                    self._end(mark, "KILL")
+                    raise CommandTimeoutError(
+                        f"guest {self.guest}: {shlex.join(argv)!r} took more than {timeout:g} s"
+                    )
+            except KeyboardInterrupt:
+                self._end(mark, "INT")
+                raise
+            for pump in pumps:
+                pump.join()
+            code = channel.recv_exit_status()
+        if code < 0:
+            raise LabError(
+                f"guest {self.guest}: the connection was lost while {shlex.join(argv)!r} ran",
+                cure="lab status",
+            )
+        return code
+
+    def _end(self, mark: str, name: str) -> None:
+        """Send a signal to all processes that a command left. Sessions of root get none from sshd (RFC
+        4254, 6.9).
+        """
+        script = f"kill -{name} $(grep -lsz '^{mark}$' /proc/[0-9]*/environ | cut -d/ -f3)"
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            channel = self._transport.open_session(timeout=_CHANNEL_TIMEOUT)
+            with contextlib.closing(channel):
+                channel.exec_command(script)
+                channel.status_event.wait(_CHANNEL_TIMEOUT)
+
+
+def _start_thread(function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _pump(receive: Callable[[int], bytes], sink: BinaryIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while chunk := receive(_CHUNK):
+            sink.write(chunk)
+            sink.flush()
+
+
+def _feed(source: BinaryIO | None, channel: paramiko.Channel) -> None:
+    with contextlib.suppress(OSError, ValueError, EOFError, paramiko.SSHException):
+        if source is not None:
+            read = getattr(source, "read1", source.read)
+            while chunk := read(_CHUNK):
+                channel.sendall(chunk)
+        channel.shutdown_write()
