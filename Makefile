@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup packages unit e2e lint check-c format docs build upgrade clean distclean
+.PHONY: help demo bench test setup packages unit e2e lint check-c format docs build upgrade clean distclean
 
 # The Python that .venv is made with; empty: the first one that is new enough.
 PYTHON ?=
@@ -24,6 +24,9 @@ help:  ## List the targets.
 
 demo: setup  ## Set everything up and see programs talk through memory.
 	@$(BIN)/lab demo examples/hello.yaml
+
+bench: setup  ## Measure a lab; needs a machine that does nothing else.
+	@$(BIN)/python tests/bench/guests.py examples/hello.yaml
 
 test: lint check-c unit e2e  ## Set everything up and run every check and test.
 
