@@ -25,7 +25,7 @@ from guest_agent.wire import FrameReader, encode
 CHUNK: Final = 65536
 MAX_UNSENT: Final = 4 << 20
 FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 2.0
+LONGEST_PAUSE: Final = 1.0
 PINGS_PER_LEASE: Final = 3
 
 log = logging.getLogger("agent.port")
@@ -97,6 +97,7 @@ class Port:
         """Begin a new conversation over the open port."""
         if self._fd >= 0:
             log.info("port=%s conversation=restart reason=%r", self._path, why)
+            self._pause = FIRST_PAUSE
             self._begin()
 
     def set_lease(self, seconds: int) -> None:
@@ -143,7 +144,6 @@ class Port:
         self._session = int.from_bytes(os.urandom(8), "big")
         self._reader.lose()
         self._unsent.clear()
-        self._pause = FIRST_PAUSE
         self._loop.watch(self._fd, READ, self._on_ready)
         self._say_reset()
 
@@ -163,7 +163,10 @@ class Port:
 
     def _hang_up(self, why: str) -> None:
         """The other side is not there: nothing can be said, and a device would report that all the time."""
-        log.info("port=%s hung up reason=%r", self._path, why)
+        # The first time is news; a port that nobody answers is tried again and again.
+        log.log(
+            logging.INFO if self._is_open else logging.DEBUG, "port=%s hung up reason=%r", self._path, why
+        )
         self._close_fd()
         if self._listener is None:
             self._schedule_with_backoff(self._open)

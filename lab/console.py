@@ -50,12 +50,14 @@ def attach(topology: Topology, guest: str) -> int:
             connection.connect(str(path))
         except OSError as error:
             raise LabError(f"guest {guest} has no console: {error.strerror}", cure="lab status") from error
-        sys.stderr.write(f"console of {guest}; Ctrl-] detaches\r\n")
-        # A getty that waits shows its prompt once more.
-        connection.sendall(b"\r")
         saved = termios.tcgetattr(sys.stdin)
         try:
-            tty.setraw(sys.stdin)
+            # Not TCSAFLUSH, the default: what was typed ahead is meant for the guest.
+            tty.setraw(sys.stdin, termios.TCSADRAIN)
+            sys.stderr.write(f"console of {guest}; Ctrl-] detaches\r\n")
+            sys.stderr.flush()
+            # A shell that waits shows its prompt once more.
+            connection.sendall(b"\r")
             _relay(connection)
         finally:
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)

@@ -39,6 +39,10 @@ QUERY_SECONDS = 1.0
 """How long `sockets` waits for agents; what does not answer is shown with its last counters."""
 REQUEST_LIMIT = 65536
 
+_NO_CALLS = 2**32 - 1
+_NO_BYTES = 2**64 - 1
+"""What no connection carries: no such condition."""
+
 log = logging.getLogger("daemon")
 
 
@@ -231,8 +235,8 @@ def _rules_of(file: DaemonFile) -> Rules:
     after = file.policy.upgrade == "after"
     policy = Policy(
         never=file.policy.upgrade == "never",
-        upgrade_calls=file.policy.after_calls if after else 0,
-        upgrade_bytes=file.policy.after_bytes if after else 0,
+        upgrade_calls=(file.policy.after_calls or _NO_CALLS) if after else 0,
+        upgrade_bytes=(file.policy.after_bytes or _NO_BYTES) if after else 0,
     )
     return Rules(heaps, policy)
 

@@ -231,7 +231,7 @@ def _bootstrap(recipe: Recipe, root: Path, task: Task) -> None:
     argv = [
         "setpriv",
         "--pdeathsig",
-        "TERM",
+        "KILL",
         "unshare",
         "--fork",
         "--kill-child",

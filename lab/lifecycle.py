@@ -137,7 +137,12 @@ class _Up:
         chosen = accelerator.choose(built, self.progress)
         boot = domain.Boot(built.kernel, built.initrd, chosen, tsc.frequency_khz())
         with self.progress.task("lab", "host"), ThreadPoolExecutor(3) as pool:
-            self.lab.root.mkdir(parents=True, exist_ok=True)
+            # Sockets that speak for a guest, and disks with its host key, are nobody else's business; but the
+            # QEMU of an existing libvirt is perhaps not root.
+            private = 0o700 if self.connect is None else 0o755
+            for directory in (self.lab.root / "guests", self.lab.disks):
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                directory.mkdir(mode=private, exist_ok=True)
             if self.connect is None:
                 netns.create(self.lab.netns)
             parts = [pool.submit(self._prepare_networks), pool.submit(self._prepare_disks, built, guests)]

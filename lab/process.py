@@ -55,7 +55,8 @@ def run(
             process.kill()
             raise LabError(f"{what}: {words[0]} took more than {timeout:g} s") from None
         except BaseException:
-            process.terminate()
+            # Not SIGTERM: some programs (unshare) leave that to their children.
+            process.kill()
             raise
     if process.returncode:
         last = b"\n".join(errors.strip().splitlines()[-8:]).decode(errors="replace")

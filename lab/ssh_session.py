@@ -27,6 +27,10 @@ _HANDSHAKE_TIMEOUT = 60.0
 
 _CHANNEL_TIMEOUT = 30.0
 
+#: Seconds between two signs of life, and without any answer until the guest counts as gone.
+_KEEPALIVE = 5
+_SILENCE_TIMEOUT = 20
+
 
 class CommandTimeoutError(LabError):
     """A command in a guest took longer than it was allowed to. It was ended."""
@@ -62,7 +66,11 @@ class Session:
     ) -> None:
         """`connection` is connected to the guest's sshd; the session closes it. Raises `LabError`."""
         self.guest = guest
+        # A guest that is switched off says no good-bye: without these a command in it would seem to run for
+        # ever.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_TIMEOUT * 1000)
         self._transport = _Transport(connection)
+        self._transport.set_keepalive(_KEEPALIVE)
         self._transport.handshake_timeout = _HANDSHAKE_TIMEOUT
         self._transport.banner_timeout = _HANDSHAKE_TIMEOUT
         self._transport.auth_timeout = _HANDSHAKE_TIMEOUT
@@ -110,7 +118,7 @@ class Session:
         """
         try:
             channel = self._transport.open_session(timeout=_CHANNEL_TIMEOUT)
-        except (paramiko.SSHException, EOFError) as error:
+        except (paramiko.SSHException, OSError, EOFError) as error:
             raise LabError(f"guest {self.guest}: the ssh connection is lost: {error}") from error
         mark = f"HYPERHEAP_EXEC={uuid.uuid4().hex}"
         with contextlib.closing(channel):

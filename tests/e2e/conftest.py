@@ -70,10 +70,14 @@ class RunningLab:
     def up(self) -> lifecycle.UpReport:
         """Make it whole again, after a test that broke something."""
         report = lifecycle.up(self.topology, Progress.silent())
-        for name in report.started:  # a session to the guest that was there before is dead, and may not know
-            if session := self._sessions.pop(name, None):
-                session.close()
+        for name in report.started:
+            self.forget(name)
         return report
+
+    def forget(self, name: str) -> None:
+        """Close the session to a guest that went: it is dead, and may not know."""
+        if session := self._sessions.pop(name, None):
+            session.close()
 
     def session(self, name: str) -> Session:
         session = self._sessions.get(name)

@@ -147,6 +147,7 @@ def test_logs(hello_lab):
     assert b"libvirt version" in hello_lab.cli("logs", "--source", "libvirt").stdout
 
 
+@pytest.mark.timeout(180)
 def test_console(hello_lab):
     """Type on the serial console, by a terminal of our own, and leave it by Ctrl-]."""
     master, terminal = os.openpty()
@@ -171,6 +172,18 @@ def test_console_needs_a_terminal(hello_lab):
     assert b"needs a terminal" in done.stderr
 
 
+@pytest.mark.timeout(180)
+def test_a_command_in_a_guest_that_dies_ends(hello_lab):
+    running = hello_lab.start("outsider", "sleep", "1000", timeout=1000)
+    hello_lab.run("outsider", "true")
+    for victim in process.find(process.works_in(hello_lab.paths.guest("outsider").disks, ("qemu",))):
+        victim.kill()
+    with pytest.raises(LabError, match="connection"):
+        running.result()
+    assert hello_lab.up().started == ("outsider",)
+
+
+@pytest.mark.timeout(180)
 def test_a_guest_that_reboots_comes_back(hello_lab):
     boot_id = ["cat", "/proc/sys/kernel/random/boot_id"]
     before = hello_lab.run("outsider", *boot_id).stdout
@@ -179,6 +192,7 @@ def test_a_guest_that_reboots_comes_back(hello_lab):
         time.sleep(0.1)
     while status.collect(hello_lab.topology).state != "up":
         time.sleep(0.1)
+    hello_lab.forget("outsider")
     assert not hello_lab.up().changed
     assert hello_lab.run("outsider", *boot_id).stdout != before
 
