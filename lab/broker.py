@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid as uuids
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class _Heap:
     file: HeapFile
     uuid: str
     allocator: Allocator
+    have_met: Callable[[int, int], bool]
     channels: int = 0
 
 
@@ -66,10 +67,13 @@ class HeapBroker:
 
     # --- heaps ----------------------------------------------------------------------------------------------
 
-    def open_heap(self, name: str, file: HeapFile) -> str:
+    def open_heap(
+        self, name: str, file: HeapFile, have_met: Callable[[int, int], bool] = lambda _one, _other: True
+    ) -> str:
         """Serve a heap: format it if that was not done, and take its leases from the books. Returns its uuid.
 
-        The file stays the caller's and must stay open until `close_heap`.
+        The file stays the caller's and must stay open until `close_heap`. `have_met` says of two peer ids
+        whether they can ring each other.
 
         Raises:
             BrokerError: the heap cannot be formatted, or its name is served already.
@@ -90,7 +94,7 @@ class HeapBroker:
             log.error("heap=%s leases no more reason=%r", name, f"the books are wrong: {error}")
             allocator = Allocator(PAGE, PAGE)
         self._format(name, file, uuid)
-        self._heaps[name] = _Heap(name, file, uuid.hex, allocator, len(ranges))
+        self._heaps[name] = _Heap(name, file, uuid.hex, allocator, have_met, len(ranges))
         self._by_uuid[uuid.hex] = name
         log.info("heap=%s uuid=%s size=%d leases=%d", name, uuid.hex, file.size, len(ranges))
         return uuid.hex
@@ -160,6 +164,10 @@ class HeapBroker:
             self._held.setdefault(guests[side], set()).add((channel, side))
         served.channels += 1
         return lease
+
+    def can_ring(self, heap: str, one: int, other: int) -> bool:
+        """Whether two peers of a heap know each other's doorbells."""
+        return heap in self._heaps and self._heaps[heap].have_met(one, other)
 
     def find(self, channel: int) -> Lease | None:
         """Return the lease of a channel, also one of before a restart."""

@@ -120,9 +120,9 @@ class Daemon:
     async def _open_heap(self, entry: HeapEntry) -> None:
         heap = HeapFile.ensure(entry.file, entry.size)
         try:
-            self._broker.open_heap(entry.name, heap)
             entry.socket.parent.mkdir(parents=True, exist_ok=True)
             doorbell = DoorbellServer(heap, entry.socket, entry.vectors)
+            self._broker.open_heap(entry.name, heap, doorbell.have_met)
             await doorbell.start()
         except BaseException:
             heap.close()

@@ -20,6 +20,7 @@ have exchanged go on ringing while it is away. QEMU does not reconnect to a rest
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import errno
 import logging
@@ -137,6 +138,13 @@ class _Connection:
         self.bells = []
 
 
+def _read_numbers(path: Path) -> list[int]:
+    try:
+        return sorted(int(line) for line in path.read_text().split())
+    except (FileNotFoundError, ValueError):
+        return []
+
+
 class DoorbellServer:
     """Serves one heap's doorbell socket on the running event loop.
 
@@ -144,7 +152,8 @@ class DoorbellServer:
     heap file stays the caller's, and must stay open as long as the server runs.
 
     The next peer id is remembered in `<socket>.next-id`, because guests keep the id and the doorbells that an
-    earlier server gave them, and nobody may be taken for somebody else after a restart.
+    earlier server gave them, and nobody may be taken for somebody else after a restart. `<socket>.runs` has
+    the first id of each run: QEMU does not reconnect, so only peers of one run know each other's doorbells.
     """
 
     _listener: socket.socket | None = None
@@ -181,11 +190,18 @@ class DoorbellServer:
         self._connections: dict[int, _Connection] = {}
         self._peers: dict[int, Peer] = {}
         self._id_file = socket.with_name(socket.name + ".next-id")
+        self._runs_file = socket.with_name(socket.name + ".runs")
+        self._runs = _read_numbers(self._runs_file)
+        self._run_begun = False
 
     @property
     def peers(self) -> Mapping[int, Peer]:
         """The connected clients by peer id; a live, read-only view."""
         return MappingProxyType(self._peers)
+
+    def have_met(self, one: int, other: int) -> bool:
+        """Whether two peers can ring each other: the same run of the server introduced them."""
+        return bisect.bisect(self._runs, one) == bisect.bisect(self._runs, other)
 
     async def start(self) -> None:
         """Listen. Clients may connect as soon as this returns.
@@ -285,12 +301,22 @@ class DoorbellServer:
         while not 1 <= following <= MAX_PEER_ID or following in self._connections:
             following = following + 1 if 1 <= following < MAX_PEER_ID else 1
         try:
+            self._note_run(following)
             scratch = self._id_file.with_name(self._id_file.name + ".new")
             scratch.write_text(f"{following + 1}\n")
             scratch.replace(self._id_file)
         except OSError as error:
             raise DoorbellError(f"cannot write {self._id_file}: {error.strerror}") from error
         return following
+
+    def _note_run(self, first: int) -> None:
+        """Remember where this run's ids begin. Once they wrap, whoever came before is a stranger."""
+        if self._runs and first < self._runs[-1]:
+            self._runs, self._run_begun = [], False
+        if not self._run_begun:
+            self._run_begun = True
+            self._runs.append(first)
+            self._runs_file.write_text("".join(f"{number}\n" for number in self._runs))
 
     # talking
 

@@ -372,7 +372,6 @@ static ssize_t receive_network(struct channel *channel, int fd, const struct iov
 static ssize_t receive_shared(struct channel *channel, int fd, const struct iovec *iov, int count, int flags, bool *again)
 {
 	struct hh_rx *rx = &channel->end->rx;
-	uint32_t gone = hh_load_acquire(&channel->end->gone);
 	uint64_t position;
 	ssize_t got;
 	char probe;
@@ -396,7 +395,7 @@ static ssize_t receive_shared(struct channel *channel, int fd, const struct iove
 	}
 	got = libc.recv(fd, &probe, 1, MSG_PEEK | MSG_DONTWAIT);
 	if (got < 0 && errno == EAGAIN)
-		return gone == HH_GONE_VANISHED ? -ECONNRESET : -EAGAIN;
+		return -EAGAIN;
 	if (got < 0)
 		got = -errno;
 	/* TCP has something to say: end-of-file, an error, or bytes. The peer wrote to the ring, and published epochs, before
@@ -412,6 +411,7 @@ static ssize_t receive_shared(struct channel *channel, int fd, const struct iove
 ssize_t channel_receive(struct channel *channel, int fd, const struct iovec *iov, int count, int flags)
 {
 	struct hh_rx *rx = &channel->end->rx;
+	uint32_t gone = hh_load_acquire(&channel->end->gone); /* before the look at what it left */
 	bool again;
 	ssize_t got;
 
@@ -432,7 +432,8 @@ ssize_t channel_receive(struct channel *channel, int fd, const struct iovec *iov
 			got = receive_network(channel, fd, iov, count, flags, &again);
 	} while (again);
 	hh_rx_unlock(rx);
-	return got;
+	/* Of a guest that is gone neither FIN nor RST will ever come. */
+	return got == -EAGAIN && gone == HH_GONE_VANISHED ? -ECONNRESET : got;
 }
 
 int channel_readable_bytes(struct channel *channel)
@@ -517,7 +518,9 @@ ssize_t channel_send(struct channel *channel, int fd, const struct iovec *iov, i
 			return -EAGAIN;
 		}
 	}
-	if (tx->path == HH_PATH_NETWORK)
+	if (unlikely(hh_load(&channel->end->gone) == HH_GONE_VANISHED))
+		sent = -ECONNRESET;
+	else if (tx->path == HH_PATH_NETWORK)
 		sent = send_tcp(fd, iov, count, flags);
 	else if (unlikely(hh_load(&channel->end->gone) || tx->shut || channel->end->error))
 		sent = -EPIPE;
@@ -603,7 +606,8 @@ short channel_ready(struct channel *channel, int fd, short events)
 
 	if (events & (POLLIN | POLLRDNORM) && ring_readable(channel, fd))
 		ready |= events & (POLLIN | POLLRDNORM);
-	if (events & (POLLOUT | POLLWRNORM) && hh_load(&channel->end->tx.path) == HH_PATH_SHARED && ring_writable(channel))
+	if (events & (POLLOUT | POLLWRNORM) && ring_writable(channel) &&
+	    (hh_load(&channel->end->tx.path) == HH_PATH_SHARED || hh_load(&channel->end->gone) == HH_GONE_VANISHED))
 		ready |= events & (POLLOUT | POLLWRNORM);
 	return ready;
 }

@@ -30,6 +30,9 @@ class Broker(Protocol):
     def lease(self, heap: str, channel: int, guests: tuple[str, str], ring: int) -> Lease | None:
         """Lease and format a buffer; None: there is no room."""
 
+    def can_ring(self, heap: str, one: int, other: int) -> bool:
+        """Whether two peers of a heap know each other's doorbells."""
+
     def find(self, channel: int) -> Lease | None:
         """Return the lease of a channel, also one of before a restart."""
 

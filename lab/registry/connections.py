@@ -174,13 +174,22 @@ class Connections:
     def _lease(self, connection: Connection, channel: int, first: End, second: End) -> Lease | None:
         """Lease a buffer of the first heap that has room; None when the verdict is said instead."""
         guests = (first.guest, second.guest)
-        heaps = self.rules.usable_heaps(*(self._tables.guests[name] for name in guests))
+        one, other = (self._tables.guests[name] for name in guests)
+        mapped = self.rules.usable_heaps(one, other)
+        heaps = [
+            heap
+            for heap in mapped
+            if self._broker.can_ring(heap.name, one.heaps[heap.name].peer_id, other.heaps[heap.name].peer_id)
+        ]
         for heap in heaps:
             lease = self._broker.lease(heap.name, channel, guests, heap.ring)
             if lease is not None:
                 return lease
         if heaps:
             self._stay_on_network(connection, Reason.NO_MEMORY, "heap full")
+        elif mapped:
+            detail = "one guest was started before, the other after a restart of the daemon"
+            self._stay_on_network(connection, Reason.NO_MEMORY, detail)
         else:
             self._stay_on_network(connection, Reason.EXTERNAL, "no common heap is mapped")
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models of the sleep and switch protocols, checked exhaustively by spin; broken on purpose, they fail."""
+"""The models of the sleep and switch protocols, checked exhaustively; broken on purpose, they fail."""
 
 from __future__ import annotations
 

@@ -482,3 +482,17 @@ def test_misuse_is_a_programming_error(tmp_path: Path) -> None:
                 DoorbellServer(scene.heap, scene.path, vectors)
 
     play(tmp_path, act)
+
+
+def test_peers_of_different_runs_have_not_met(tmp_path):
+    """QEMU does not reconnect: a guest of an earlier run and one of this run cannot ring each other."""
+    with HeapFile.ensure(tmp_path / "heap", 1 << 16) as heap:
+        first = doorbell.DoorbellServer(heap, tmp_path / "heap.sock", 2)
+        old = [first._take_id(), first._take_id()]
+        second = doorbell.DoorbellServer(heap, tmp_path / "heap.sock", 2)
+        new = [second._take_id(), second._take_id()]
+        third = doorbell.DoorbellServer(heap, tmp_path / "heap.sock", 2)
+    for server in (second, third):
+        assert server.have_met(*old)
+        assert server.have_met(*new)
+        assert not server.have_met(old[1], new[0])
