@@ -25,6 +25,10 @@ class ControlError(LabError):
     """The daemon does not answer, or refuses."""
 
 
+class Unanswered(ControlError):
+    """Nobody answers."""
+
+
 def ask(path: Path, operation: str, *, timeout: float = TIMEOUT, **arguments: Any) -> dict[str, Any]:
     """Return the daemon's answer to an operation; `path` is its control socket.
 
@@ -40,7 +44,7 @@ def ask(path: Path, operation: str, *, timeout: float = TIMEOUT, **arguments: An
                 answer = json.loads(stream.readline())
     except (OSError, ValueError) as error:
         log = path.with_suffix(".log")
-        raise ControlError(
+        raise Unanswered(
             f"{path}: the lab's daemon does not answer: {error}", cure=f"see {log}; lab up"
         ) from error
     if not isinstance(answer, dict) or answer.get("ok") is not True:

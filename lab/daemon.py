@@ -1,9 +1,10 @@
-"""The daemon of a lab: registry, broker and doorbell servers in one process, and its control socket.
+"""The daemon of a lab: registry and broker in one process, and its control socket.
 
     python -m lab.daemon --lab-dir /run/hyperheap/<lab>
 
 It serves what `daemon.json` in that directory says. SIGHUP reads it again, SIGTERM and SIGINT end cleanly. It
-may be killed at any time: the next one finds the leases in `leases`, and the agents tell it the rest.
+may be killed at any time: the next one finds the leases in `leases`, the doorbells with their keeper, and the
+agents tell it the rest.
 """
 
 from __future__ import annotations
@@ -11,23 +12,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab import daemon_file
+from lab import control, daemon_file, doorbell, doorbell_keeper, pid_file
 from lab.broker import HeapBroker
+from lab.control_server import ControlServer, Operation
 from lab.daemon_file import DaemonFile, HeapEntry
-from lab.doorbell import DoorbellServer
 from lab.errors import LabError
 from lab.heap_file import HeapFile
 from lab.registry.core import Registry
@@ -37,7 +35,6 @@ from lab.registry.report import report_agents, report_connections
 
 QUERY_SECONDS = 1.0
 """How long `sockets` waits for agents; what does not answer is shown with its last counters."""
-REQUEST_LIMIT = 65536
 
 _NO_CALLS = 2**32 - 1
 _NO_BYTES = 2**64 - 1
@@ -54,7 +51,6 @@ class Daemon:
         self._file = daemon_file.read(self._config_path)
         self._broker = HeapBroker(lab_dir / "leases")
         self._heap_files: dict[str, HeapFile] = {}
-        self._doorbells: dict[str, DoorbellServer] = {}
         self._entries: dict[str, HeapEntry] = {}
         self._links = Links(lambda: self._registry)
         self._registry = Registry(self._file.lab, self._broker, clock=time.monotonic, send=self._links.send)
@@ -72,26 +68,21 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         reload_wanted = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
-        control: asyncio.Server | None = None
         chores: list[asyncio.Task[None]] = []
         try:
             await self._configure(self._file)
-            control = await self._listen()
             chores = [
                 asyncio.create_task(self._tick()),
                 asyncio.create_task(self._reload_when(reload_wanted)),
             ]
-            log.info("lab=%s pid=%d ready", self._file.lab, os.getpid())
-            await self._stop.wait()
+            async with ControlServer(self._dir / "daemon.sock", self._operations):
+                log.info("lab=%s pid=%d ready", self._file.lab, os.getpid())
+                await self._stop.wait()
         finally:
             for chore in chores:
                 chore.cancel()
-            if control is not None:
-                control.close()
-                self._socket_path.unlink(missing_ok=True)
             await self._links.close()
-            for doorbell in self._doorbells.values():
-                await doorbell.close()
+            await self._stop_keeper()
             self._broker.close()
             for file in self._heap_files.values():
                 file.close()
@@ -105,12 +96,14 @@ class Daemon:
         """
         wanted = {entry.name: entry for entry in file.heaps}
         for name, entry in list(self._entries.items()):
-            if name not in wanted or not _is_same_heap(entry, wanted[name]):
+            if name not in wanted or not daemon_file.is_same_heap(entry, wanted[name]):
                 await self._close_heap(name)
         for entry in file.heaps:
             if entry.name not in self._entries:
                 await self._open_heap(entry)
             self._entries[entry.name] = entry
+        if file.heaps:
+            await asyncio.to_thread(doorbell_keeper.ensure, self._dir)
         self._registry.configure(
             {guest.name: frozenset(guest.addresses) for guest in file.guests}, _rules_of(file)
         )
@@ -120,18 +113,13 @@ class Daemon:
     async def _open_heap(self, entry: HeapEntry) -> None:
         heap = HeapFile.ensure(entry.file, entry.size)
         try:
-            entry.socket.parent.mkdir(parents=True, exist_ok=True)
-            doorbell = DoorbellServer(heap, entry.socket, entry.vectors)
-            self._broker.open_heap(entry.name, heap, doorbell.have_met)
-            await doorbell.start()
+            self._broker.open_heap(entry.name, heap, partial(doorbell.have_met, entry.socket))
         except BaseException:
             heap.close()
             raise
         self._heap_files[entry.name] = heap
-        self._doorbells[entry.name] = doorbell
 
     async def _close_heap(self, name: str) -> None:
-        await self._doorbells.pop(name).close()
         self._broker.close_heap(name)
         self._heap_files.pop(name).close()
         del self._entries[name]
@@ -151,51 +139,40 @@ class Daemon:
             await asyncio.sleep(1)
             self._registry.tick()
 
+    # --- doorbells ------------------------------------------------------------------------------------------
+
+    @property
+    def _keeper_socket(self) -> Path:
+        return self._dir / "doorbells.sock"
+
+    async def _stop_keeper(self) -> None:
+        with contextlib.suppress(control.ControlError):
+            await asyncio.to_thread(control.ask, self._keeper_socket, "stop")
+
+    async def _peers(self) -> dict[str, int]:
+        try:
+            answer = await asyncio.to_thread(control.ask, self._keeper_socket, "peers")
+        except control.ControlError:
+            return {}
+        return dict(answer["peers"])
+
     # --- control --------------------------------------------------------------------------------------------
 
     @property
-    def _socket_path(self) -> Path:
-        return self._dir / "daemon.sock"
-
-    async def _listen(self) -> asyncio.Server:
-        self._socket_path.unlink(missing_ok=True)  # ours to take: we hold the lock on the pid file
-        mask = os.umask(0o177)
-        try:
-            return await asyncio.start_unix_server(self._serve, str(self._socket_path), limit=REQUEST_LIMIT)
-        finally:
-            os.umask(mask)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            try:
-                while line := await reader.readline():
-                    writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
-                    await writer.drain()
-            except ValueError:
-                writer.write(b'{"ok": false, "error": "the request is too long"}\n')
-            finally:
-                writer.close()
-
-    async def _answer(self, line: bytes) -> dict[str, Any]:
-        operations = {
+    def _operations(self) -> dict[str, Operation]:
+        return {
             "ping": self._on_ping,
             "status": self._on_status,
             "sockets": self._on_sockets,
             "stop": self._on_stop,
         }
-        try:
-            request = json.loads(line)
-            operation = operations[request["op"]]
-        except (ValueError, TypeError, KeyError):
-            return {"ok": False, "error": f"no such operation; there are {', '.join(operations)}"}
-        return {"ok": True, **await operation()}
 
-    async def _on_ping(self) -> dict[str, Any]:
+    async def _on_ping(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"lab": self._file.lab, "pid": os.getpid()}
 
-    async def _on_status(self) -> dict[str, Any]:
+    async def _on_status(self, _: dict[str, Any]) -> dict[str, Any]:
         now = time.monotonic()
-        peers = {name: len(doorbell.peers) for name, doorbell in self._doorbells.items()}
+        peers = await self._peers()
         return {
             "lab": self._file.lab,
             "pid": os.getpid(),
@@ -207,7 +184,7 @@ class Daemon:
             },
         }
 
-    async def _on_sockets(self) -> dict[str, Any]:
+    async def _on_sockets(self, _: dict[str, Any]) -> dict[str, Any]:
         fresh = asyncio.Event()
         query = self._registry.query(fresh.set)
         with contextlib.suppress(TimeoutError):
@@ -218,14 +195,9 @@ class Daemon:
             "connections": report_connections(self._registry, time.monotonic()),
         }
 
-    async def _on_stop(self) -> dict[str, Any]:
+    async def _on_stop(self, _: dict[str, Any]) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stop.set)
         return {}
-
-
-def _is_same_heap(one: HeapEntry, other: HeapEntry) -> bool:
-    changeable = {"members", "buffer"}
-    return one.model_dump(exclude=changeable) == other.model_dump(exclude=changeable)
 
 
 def _rules_of(file: DaemonFile) -> Rules:
@@ -239,28 +211,6 @@ def _rules_of(file: DaemonFile) -> Rules:
         upgrade_bytes=(file.policy.after_bytes or _NO_BYTES) if after else 0,
     )
     return Rules(heaps, policy)
-
-
-@contextmanager
-def hold_pid_file(path: Path) -> Iterator[None]:
-    """Be the only daemon of the lab: hold a lock on the pid file while the block runs, then remove it.
-
-    Raises:
-        LabError: another daemon has it.
-    """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = path.read_text().strip()
-            raise LabError(f"{path}: the lab's daemon runs already (pid {pid})") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -279,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         await Daemon(arguments.lab_dir).run()
 
     try:
-        with hold_pid_file(arguments.lab_dir / "daemon.pid"):
+        with pid_file.hold(arguments.lab_dir / "daemon.pid", "the lab's daemon"):
             asyncio.run(serve())
     except (LabError, OSError) as error:
         log.critical("%s", error)

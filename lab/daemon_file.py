@@ -97,3 +97,9 @@ def read(path: Path) -> DaemonFile:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise DaemonFileError(f"{path}: {faults}", cure="lab up writes it") from error
+
+
+def is_same_heap(one: HeapEntry, other: HeapEntry) -> bool:
+    """Whether two entries differ at most in what can be changed while a heap is served."""
+    changeable = {"members", "buffer"}
+    return one.model_dump(exclude=changeable) == other.model_dump(exclude=changeable)

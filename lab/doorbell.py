@@ -145,6 +145,16 @@ def _read_numbers(path: Path) -> list[int]:
         return []
 
 
+def _runs_file(socket: Path) -> Path:
+    return socket.with_name(socket.name + ".runs")
+
+
+def have_met(socket: Path, one: int, other: int) -> bool:
+    """Whether two peers of a doorbell socket can ring each other: one run of its server introduced both."""
+    runs = _read_numbers(_runs_file(socket))
+    return bisect.bisect(runs, one) == bisect.bisect(runs, other)
+
+
 class DoorbellServer:
     """Serves one heap's doorbell socket on the running event loop.
 
@@ -190,18 +200,13 @@ class DoorbellServer:
         self._connections: dict[int, _Connection] = {}
         self._peers: dict[int, Peer] = {}
         self._id_file = socket.with_name(socket.name + ".next-id")
-        self._runs_file = socket.with_name(socket.name + ".runs")
-        self._runs = _read_numbers(self._runs_file)
+        self._runs = _read_numbers(_runs_file(socket))
         self._run_begun = False
 
     @property
     def peers(self) -> Mapping[int, Peer]:
         """The connected clients by peer id; a live, read-only view."""
         return MappingProxyType(self._peers)
-
-    def have_met(self, one: int, other: int) -> bool:
-        """Whether two peers can ring each other: the same run of the server introduced them."""
-        return bisect.bisect(self._runs, one) == bisect.bisect(self._runs, other)
 
     async def start(self) -> None:
         """Listen. Clients may connect as soon as this returns.
@@ -316,7 +321,7 @@ class DoorbellServer:
         if not self._run_begun:
             self._run_begun = True
             self._runs.append(first)
-            self._runs_file.write_text("".join(f"{number}\n" for number in self._runs))
+            _runs_file(self._path).write_text("".join(f"{number}\n" for number in self._runs))
 
     # talking
 
