@@ -64,9 +64,9 @@ def warm_up(left: socket.socket, right: socket.socket, rounds: int = 12) -> None
     """Enough traffic for the connection to be upgraded, both ways."""
     for i in range(rounds):
         for one, other in ((left, right), (right, left)):
-            message = b"%06d" % i
+            message = b"%064d" % i
             one.sendall(message)
-            assert other.recv(6, socket.MSG_WAITALL) == message
+            assert other.recv(64, socket.MSG_WAITALL) == message
         time.sleep(0.02)
 
 

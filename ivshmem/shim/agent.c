@@ -2,6 +2,7 @@
 #include "agent.h"
 
 #include "channel.h"
+#include "epoll.h"
 #include "libc.h"
 
 #include <hyperheap/agent_protocol.h>
@@ -28,6 +29,7 @@
 
 struct hh_region *agent_region_;
 uint32_t agent_deaf_;
+bool agent_sandboxed_;
 
 static struct {
 	pthread_mutex_t lock;
@@ -77,6 +79,8 @@ static void after_fork_child(void)
 {
 	sigset_t saved = fork_mask;
 
+	fd_own_table();
+	epoll_after_fork();
 	/* The agent socket speaks for the parent. Bells, device files and mappings go on working in both. */
 	if (agent.fd >= 0)
 		fd_close_private(agent.fd);
@@ -257,9 +261,12 @@ static void handle_message(const struct hh_message *message, int fd)
 			add_bell(fd);
 		return;
 	case HH_GRANT:
-		if (fd >= 0)
+		/* Without a bell nobody could wake this process: then the connection stays where it is. */
+		if (fd >= 0 && agent.bell_count > 1) {
 			channel_grant(message, fd);
-		return;
+			return;
+		}
+		/* fall through */
 	case HH_VERDICT:
 		agent.refused[hh_cookie_hash(message->cookie) % REFUSED] = message->cookie;
 		break;
@@ -343,7 +350,13 @@ int agent_bell(uint32_t slot)
 	sigset_t saved;
 
 	process_lock(&saved);
-	if (!connect_agent() && !send_message(&message) && wait_for(HH_BELL, slot, &fd) && fd >= 0)
+	for (int attempt = 0; attempt < 2; attempt++) { /* the connection may be that of an agent of before */
+		if (!connect_agent() && !send_message(&message) && wait_for(HH_BELL, slot, &fd))
+			break;
+		if (agent.fd < 0)
+			agent.next_connect = 0;
+	}
+	if (fd >= 0)
 		fd = fd_hide(fd);
 	process_unlock(&saved);
 	return fd;
@@ -370,6 +383,14 @@ int agent_bells(int bells[AGENT_BELLS])
 bool agent_is_quiet(void)
 {
 	return !agent_region() || (__libc_single_threaded && hh_load(&agent.bell_count) == 0);
+}
+
+void agent_kick(void)
+{
+	const uint64_t one = 1;
+
+	if (hh_load(&agent.bell_count))
+		(void)!libc.write(agent.bells[0], &one, sizeof(one));
 }
 
 uint32_t agent_bells_serial(void)
@@ -444,7 +465,7 @@ void agent_announce(int fd, struct fd *entry)
 	/* Announced first, then a look at who is blocked; the blocking side does it the other way round. */
 	hh_store(&entry->announced, 1);
 	hh_full_barrier();
-	if (hh_load(&entry->blocked)) {
+	if (hh_load(&entry->blocked) || agent_sandboxed_) {
 		hh_store(&entry->announced, 0);
 		entry->calls = 0;
 		return;

@@ -16,6 +16,7 @@
 #define AGENT_BELLS 8
 #define UPGRADE_CALLS 4
 #define UPGRADE_BYTES 32768
+#define UPGRADE_MIN_BYTES 512 /* greetings stay on TCP: sandboxes and privileges are dropped after them */
 
 extern struct hh_region *agent_region_;
 
@@ -43,6 +44,12 @@ bool agent_refused(uint64_t cookie);
 int agent_bells(int bells[AGENT_BELLS]);
 /* Changes whenever the set of bells does, and in a forked child. */
 uint32_t agent_bells_serial(void);
+/* Wakes the sleepers of this process. */
+void agent_kick(void);
+
+/* The process has entered a seccomp sandbox, which knows the calls that the program makes and not ours: nothing is announced
+ * any more. */
+extern bool agent_sandboxed_;
 
 /* Threads that sleep in the kernel on sets with streams, deaf to the bells because there was no agent when they began.
  * While there are any, nothing is announced. */

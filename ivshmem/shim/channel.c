@@ -20,6 +20,7 @@
 
 #define BUCKETS 1024
 #define POOL 64
+#define PASSES_MAX 8 /* epochs in one call: an honest peer publishes one at a time */
 
 static struct channel *table[BUCKETS]; /* under the process lock */
 static struct channel *pool;           /* memory of channels is never given back: a stale pointer stays a channel */
@@ -233,13 +234,16 @@ struct channel *channel_of(int fd, struct fd *entry)
 	hh_store(&entry->offers, offers + 1); /* never 0, the value of "not checked" */
 	agent_poll();
 	cookie = channel_cookie(fd, entry);
-	if (!cookie || hh_end_lookup(region, cookie) < 0)
+	if (!cookie || hh_end_lookup(region, cookie) < 0) {
+		if (cookie && agent_refused(cookie))
+			hh_store_release(&entry->kind, FD_OTHER); /* for ever */
 		return NULL;
+	}
 	process_lock(&saved);
 	channel = find_channel(cookie);
 	process_unlock(&saved);
-	if (!channel && !agent_refused(cookie))
-		agent_attach(cookie);
+	if (!channel && !agent_refused(cookie) && !agent_attach(cookie))
+		hh_store(&entry->offers, 0); /* no answer: ask again */
 	process_lock(&saved);
 	channel = find_channel(cookie);
 	if (channel) {
@@ -287,18 +291,41 @@ static bool tcp_sent(int fd, uint64_t *position)
 	return true;
 }
 
-#define TCP_ESTABLISHED 1
-
 /* Whether all bytes before `position` have been received and read. */
 static bool tcp_drained(int fd, uint64_t position)
 {
 	struct tcp_info info;
-	int unread = 0;
+	int unread = 0, at_mark = 0;
+	char probe;
 
 	if (!get_tcp_info(fd, &info) || info.tcpi_bytes_received < position)
 		return false;
 	/* A FIN counts as one byte received, an unread byte keeps unread above zero: both only make this later. */
-	return !libc.ioctl(fd, SIOCINQ, &unread) && unread == 0;
+	if (libc.ioctl(fd, SIOCINQ, &unread) || unread)
+		return false;
+	/* SIOCINQ counts up to the urgent mark only. */
+	if (libc.ioctl(fd, SIOCATMARK, &at_mark) || !at_mark)
+		return true;
+	return libc.recv(fd, &probe, 1, MSG_PEEK | MSG_DONTWAIT) <= 0;
+}
+
+/* ---- signal handlers -------------------------------------------------------------------------------------------- */
+
+/* The channel in which this thread is. A signal handler that meets the same one cannot wait for the lock of its own thread. */
+static __thread struct channel *inside __attribute__((tls_model("initial-exec")));
+
+static bool enter(struct channel *channel, struct channel **outer)
+{
+	*outer = inside;
+	if (inside == channel)
+		return false;
+	inside = channel;
+	return true;
+}
+
+static void leave(struct channel *outer)
+{
+	inside = outer;
 }
 
 /* ---- receiving ----------------------------------------------------------------------------------------------- */
@@ -314,7 +341,7 @@ static void wake_senders(struct channel *channel)
 	uint64_t sleepers = hh_rx_sleepers(&channel->end->rx, &channel->rx);
 
 	if (unlikely(sleepers))
-		doorbell_ring(channel, sleepers);
+		doorbell_ring(channel, &channel->rx.shared->space_waiters, sleepers);
 }
 
 static void pass_epoch(struct channel *channel)
@@ -393,45 +420,109 @@ static ssize_t receive_shared(struct channel *channel, int fd, const struct iove
 			pass_epoch(channel);
 		return 0;
 	}
-	got = libc.recv(fd, &probe, 1, MSG_PEEK | MSG_DONTWAIT);
-	if (got < 0 && errno == EAGAIN)
-		return -EAGAIN;
-	if (got < 0)
+	got = channel->tcp_error ? -channel->tcp_error : libc.recv(fd, &probe, 1, MSG_PEEK | MSG_DONTWAIT);
+	if (got < 0 && !channel->tcp_error)
 		got = -errno;
+	if (got == -EAGAIN || got == -EINTR)
+		return got;
 	/* TCP has something to say: end-of-file, an error, or bytes. The peer wrote to the ring, and published epochs, before
 	 * that. So look again, and believe TCP only if there is still nothing. */
 	if (hh_rx_available(rx, &channel->rx) != 0 || hh_rx_pending(rx, &channel->rx, &position) != 0) {
+		channel->tcp_error = got < 0 ? (int)-got : 0; /* the kernel says an error once */
 		*again = true;
 		return 0;
 	}
+	channel->tcp_error = 0;
 	/* Bytes without an epoch: a plain send that overtook the switch; its sender repairs that before it goes on. */
 	return got > 0 ? receive_tcp(fd, iov, count, flags) : got;
+}
+
+/* One piece from whatever path is next; 0 at end-of-file. */
+static ssize_t receive_piece(struct channel *channel, int fd, const struct iovec *iov, int count, int flags)
+{
+	struct hh_rx *rx = &channel->end->rx;
+	int passes = 0;
+	bool again;
+	ssize_t got;
+
+	do {
+		again = false;
+		if (channel->end->error || ++passes > PASSES_MAX)
+			got = broken(channel);
+		else if (rx->path == HH_PATH_SHARED)
+			got = receive_shared(channel, fd, iov, count, flags, &again);
+		else
+			got = receive_network(channel, fd, iov, count, flags, &again);
+	} while (again);
+	return got;
+}
+
+/* What lies behind a switch, after `got` bytes before it were peeked at but not taken. */
+static ssize_t peek_behind(struct channel *channel, int fd, ssize_t got, const struct iovec *rest)
+{
+	struct hh_rx *rx = &channel->end->rx;
+	uint64_t position;
+	int unread = 0;
+	struct tcp_info info;
+
+	if (rx->path == HH_PATH_SHARED)
+		return hh_rx_available(rx, &channel->rx) == got ? receive_tcp(fd, rest, 1, MSG_PEEK) : 0;
+	if (hh_rx_pending(rx, &channel->rx, &position) <= 0 || !get_tcp_info(fd, &info) ||
+	    info.tcpi_bytes_received < position || libc.ioctl(fd, SIOCINQ, &unread) || unread != got)
+		return 0;
+	return hh_rx_peek(rx, &channel->rx, rest, 1);
+}
+
+/* A switch does not end a receive early: readers take a short one for "there is no more now". */
+static ssize_t receive_on(struct channel *channel, int fd, const struct iovec *iov, int count, int flags, ssize_t got)
+{
+	struct hh_rx *rx = &channel->end->rx;
+	size_t skip = (size_t)got;
+	uint64_t position;
+
+	for (int i = 0; i < count; i++) {
+		struct iovec rest = {(char *)iov[i].iov_base + skip, iov[i].iov_len - skip};
+		ssize_t more;
+
+		if (skip >= iov[i].iov_len) {
+			skip -= iov[i].iov_len;
+			continue;
+		}
+		if (hh_rx_pending(rx, &channel->rx, &position) <= 0)
+			break;
+		more = flags & MSG_PEEK ? peek_behind(channel, fd, got, &rest) : receive_piece(channel, fd, &rest, 1, flags);
+		if (more <= 0)
+			break;
+		got += more;
+		if (flags & MSG_PEEK || (size_t)more < rest.iov_len)
+			break;
+		skip = 0;
+	}
+	return got;
 }
 
 ssize_t channel_receive(struct channel *channel, int fd, const struct iovec *iov, int count, int flags)
 {
 	struct hh_rx *rx = &channel->end->rx;
 	uint32_t gone = hh_load_acquire(&channel->end->gone); /* before the look at what it left */
-	bool again;
+	struct channel *outer;
 	ssize_t got;
 
-	if (hh_load(&channel->end->cookie) != channel->cookie)
-		return -ECONNRESET;
+	if (!enter(channel, &outer))
+		return -EINTR;
 	hh_rx_lock(rx, &channel->rx);
 	if (unlikely(!channel->receives)) {
 		channel->receives = true;
 		hh_store_release(&channel->rx.shared->want, HH_PATH_SHARED); /* R5 <-> A5 */
 	}
-	do {
-		again = false;
-		if (channel->end->error)
-			got = -ECONNRESET;
-		else if (rx->path == HH_PATH_SHARED)
-			got = receive_shared(channel, fd, iov, count, flags, &again);
-		else
-			got = receive_network(channel, fd, iov, count, flags, &again);
-	} while (again);
+	if (unlikely(hh_load(&channel->end->cookie) != channel->cookie))
+		got = -ECONNRESET; /* the agent has given the end away */
+	else
+		got = receive_piece(channel, fd, iov, count, flags);
+	if (got > 0 && unlikely(hh_load(&channel->rx.shared->epochs) != rx->epochs) && !(flags & MSG_TRUNC))
+		got = receive_on(channel, fd, iov, count, flags, got);
 	hh_rx_unlock(rx);
+	leave(outer);
 	/* Of a guest that is gone neither FIN nor RST will ever come. */
 	return got == -EAGAIN && gone == HH_GONE_VANISHED ? -ECONNRESET : got;
 }
@@ -479,68 +570,88 @@ static int repair(struct channel *channel, int fd)
 	return 0;
 }
 
+/* After SHUT_WR: an empty send says, and signals, what TCP has to say about this socket. */
 static ssize_t send_error(int fd, int flags)
 {
-	/* An empty send says (and signals) what TCP has to say about this socket. */
 	ssize_t sent = libc.send(fd, "", 0, flags | MSG_DONTWAIT);
-	struct tcp_info info;
 
-	if (sent < 0)
-		return -errno;
-	/* The peer is gone, but TCP does not know it yet. */
-	if (get_tcp_info(fd, &info) && info.tcpi_state == TCP_ESTABLISHED)
-		return -ECONNRESET;
-	if (!(flags & MSG_NOSIGNAL))
-		raise(SIGPIPE);
-	return -EPIPE;
+	return sent < 0 ? -errno : -EPIPE;
+}
+
+/* Which path the next byte takes; -EAGAIN if that cannot be said yet. Under the lock. */
+static int choose_path(struct channel *channel, int fd, int flags)
+{
+	struct hh_tx *tx = &channel->end->tx;
+	uint64_t position;
+
+	if (unlikely(tx->repair) && tx->path == HH_PATH_SHARED && repair(channel, fd))
+		return -EAGAIN;
+	if (tx->path == HH_PATH_NETWORK) {
+		if (wants_shared(channel) && !(flags & MSG_OOB) && tcp_sent(fd, &position))
+			hh_tx_switch(tx, &channel->tx, HH_PATH_SHARED, position);
+		return 0;
+	}
+	if (likely(hh_load(&channel->end->want) == HH_PATH_SHARED && !(flags & MSG_OOB) &&
+		   hh_load_acquire(&channel->tx.shared->want) == HH_PATH_SHARED))
+		return 0;
+	return hh_tx_switch(tx, &channel->tx, HH_PATH_NETWORK, 0) && flags & MSG_OOB ? -EAGAIN : 0;
+}
+
+/* Whether TCP has a FIN from the peer. It may still read, or be gone with nobody left to say so: TCP will tell. */
+static bool peer_finished(int fd)
+{
+	struct pollfd wait = {.fd = fd, .events = POLLRDHUP};
+
+	return libc.poll(&wait, 1, 0) > 0;
+}
+
+static ssize_t send_shared(struct channel *channel, int fd, const struct iovec *iov, int count, int flags)
+{
+	struct hh_tx *tx = &channel->end->tx;
+	ssize_t sent = hh_tx_write(tx, &channel->tx, iov, count);
+	uint64_t sleepers;
+
+	if (unlikely(sent == -EPROTO))
+		return broken(channel);
+	sleepers = hh_tx_sleepers(&channel->tx);
+	if (unlikely(sleepers))
+		doorbell_ring(channel, &channel->tx.shared->data_waiters, sleepers);
+	if (likely(sent >= 0 && tx->head - tx->tail < channel->tx.size))
+		return sent;
+	hh_store(&channel->full, true);
+	hh_full_barrier();
+	if (hh_tx_space(tx, &channel->tx) >= (ssize_t)hh_ring_low_space(&channel->tx))
+		agent_kick(); /* an edge that came before it was owed */
+	if (sent == -EAGAIN && peer_finished(fd) && !hh_tx_switch(tx, &channel->tx, HH_PATH_NETWORK, 0))
+		return send_tcp(fd, iov, count, flags);
+	return sent;
 }
 
 ssize_t channel_send(struct channel *channel, int fd, const struct iovec *iov, int count, int flags)
 {
 	struct hh_tx *tx = &channel->end->tx;
-	uint64_t position, sleepers;
+	struct channel *outer;
+	bool refused = false;
+	uint32_t gone;
 	ssize_t sent;
 
-	if (hh_load(&channel->end->cookie) != channel->cookie)
-		return -ECONNRESET;
+	if (!enter(channel, &outer))
+		return -EINTR;
 	hh_tx_lock(tx, &channel->tx);
-	if (unlikely(tx->repair) && tx->path == HH_PATH_SHARED && repair(channel, fd)) {
-		hh_tx_unlock(tx);
-		return -EAGAIN;
-	}
-	if (tx->path == HH_PATH_NETWORK) {
-		if (wants_shared(channel) && !(flags & MSG_OOB) && tcp_sent(fd, &position))
-			hh_tx_switch(tx, &channel->tx, HH_PATH_SHARED, position);
-	} else if (unlikely(hh_load(&channel->end->want) == HH_PATH_NETWORK || flags & MSG_OOB ||
-			    hh_load_acquire(&channel->tx.shared->want) == HH_PATH_NETWORK)) {
-		if (hh_tx_switch(tx, &channel->tx, HH_PATH_NETWORK, 0) && flags & MSG_OOB) {
-			hh_tx_unlock(tx);
-			return -EAGAIN;
-		}
-	}
-	if (unlikely(hh_load(&channel->end->gone) == HH_GONE_VANISHED))
+	gone = hh_load(&channel->end->gone);
+	if (unlikely(hh_load(&channel->end->cookie) != channel->cookie || gone == HH_GONE_VANISHED || channel->end->error))
 		sent = -ECONNRESET;
-	else if (tx->path == HH_PATH_NETWORK)
-		sent = send_tcp(fd, iov, count, flags);
-	else if (unlikely(hh_load(&channel->end->gone) || tx->shut || channel->end->error))
-		sent = -EPIPE;
+	else if (unlikely(choose_path(channel, fd, flags)))
+		sent = -EAGAIN;
+	else if (tx->path == HH_PATH_NETWORK || (unlikely(gone) && !tx->shut))
+		sent = send_tcp(fd, iov, count, flags); /* gone: nobody reads the ring; TCP says what a send means */
+	else if (unlikely(tx->shut))
+		refused = true;
 	else
-		sent = hh_tx_write(tx, &channel->tx, iov, count);
-	if (unlikely(sent == -EAGAIN) || (sent >= 0 && tx->head - tx->tail == channel->tx.size))
-		hh_store(&channel->full, true);
-	if (unlikely(sent == -EPROTO))
-		sent = broken(channel);
-	if (unlikely(sent == -EPIPE && tx->path == HH_PATH_SHARED)) {
-		hh_tx_unlock(tx);
-		return channel->end->error ? -ECONNRESET : send_error(fd, flags);
-	}
-	if (tx->path == HH_PATH_SHARED) {
-		sleepers = hh_tx_sleepers(&channel->tx);
-		if (unlikely(sleepers))
-			doorbell_ring(channel, sleepers);
-	}
+		sent = send_shared(channel, fd, iov, count, flags);
 	hh_tx_unlock(tx);
-	return sent;
+	leave(outer);
+	return refused ? send_error(fd, flags) : sent;
 }
 
 void channel_plain_sent(struct channel *channel, int fd)
@@ -580,7 +691,7 @@ static bool ring_readable(struct channel *channel, int fd)
 		channel->receives = true;
 		hh_store_release(&channel->rx.shared->want, HH_PATH_SHARED); /* R5 <-> A5 */
 	}
-	while (hh_rx_pending(rx, &channel->rx, &position) > 0) {
+	for (int passes = 0; passes < PASSES_MAX && hh_rx_pending(rx, &channel->rx, &position) > 0; passes++) {
 		if (rx->path == HH_PATH_NETWORK ? !tcp_drained(fd, position) : hh_rx_available(rx, &channel->rx) != 0)
 			break;
 		pass_epoch(channel);

@@ -54,11 +54,12 @@ static void account(int fd, struct fd *entry, ssize_t moved)
 	uint32_t calls = region ? hh_load(&region->upgrade_calls) : UPGRADE_CALLS;
 	uint64_t bytes = region ? hh_load(&region->upgrade_bytes) : UPGRADE_BYTES;
 
-	if (moved <= 0 || hh_load(&entry->announced))
+	/* Standard streams stay where they are: stdio reads and writes them behind our back. */
+	if (moved <= 0 || fd <= STDERR_FILENO || hh_load(&entry->announced) || hh_load(&agent_sandboxed_))
 		return;
 	entry->calls++;
 	entry->bytes += (uint64_t)moved;
-	if (entry->calls >= calls || entry->bytes >= bytes)
+	if ((entry->calls >= calls && entry->bytes >= UPGRADE_MIN_BYTES) || entry->bytes >= bytes)
 		agent_announce(fd, entry);
 }
 
@@ -227,11 +228,11 @@ static ssize_t transmit(int fd, struct stream *stream, const struct iovec *iov, 
  */
 static bool begin_plain(struct stream *stream)
 {
-	if (stream->channel || hh_load(&stream->entry->announced))
+	if (stream->channel || (hh_load(&stream->entry->announced) && !hh_load(&agent_sandboxed_)))
 		return false;
 	hh_fetch_add(&stream->entry->blocked, 1);
 	hh_full_barrier();
-	if (likely(!hh_load(&stream->entry->announced)))
+	if (likely(!hh_load(&stream->entry->announced)) || hh_load(&agent_sandboxed_))
 		return true;
 	hh_fetch_sub(&stream->entry->blocked, 1);
 	return false;
@@ -300,6 +301,22 @@ SHIM_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
 	if (begin_plain(&stream))
 		return PLAIN(&stream, fd, false, libc.readv(fd, iov, count));
 	return serve(fd, &stream, iov, count, 0, false);
+}
+
+SHIM_EXPORT ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	struct stream stream;
+
+	if (offset != -1 || count <= 0 || count > IOV_MAX || !find_stream(fd, &stream))
+		return libc.preadv2(fd, iov, count, offset, flags);
+	if (begin_plain(&stream))
+		return PLAIN(&stream, fd, false, libc.preadv2(fd, iov, count, offset, flags));
+	return serve(fd, &stream, iov, count, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0, false);
+}
+
+SHIM_EXPORT ssize_t preadv64v2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	return preadv2(fd, iov, count, offset, flags);
 }
 
 SHIM_EXPORT ssize_t recvfrom(int fd, void *buffer, size_t size, int flags, struct sockaddr *address, socklen_t *length)
@@ -400,6 +417,22 @@ SHIM_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
 	if (begin_plain(&stream))
 		return PLAIN(&stream, fd, true, libc.writev(fd, iov, count));
 	return serve(fd, &stream, iov, count, 0, true);
+}
+
+SHIM_EXPORT ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	struct stream stream;
+
+	if (offset != -1 || count <= 0 || count > IOV_MAX || !find_stream(fd, &stream))
+		return libc.pwritev2(fd, iov, count, offset, flags);
+	if (begin_plain(&stream))
+		return PLAIN(&stream, fd, true, libc.pwritev2(fd, iov, count, offset, flags));
+	return serve(fd, &stream, iov, count, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0, true);
+}
+
+SHIM_EXPORT ssize_t pwritev64v2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	return pwritev2(fd, iov, count, offset, flags);
 }
 
 SHIM_EXPORT ssize_t sendto(int fd, const void *buffer, size_t size, int flags, const struct sockaddr *address, socklen_t length)

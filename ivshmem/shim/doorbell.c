@@ -40,21 +40,22 @@ bool doorbell_add_heap(uint32_t heap, int device)
 	return true;
 }
 
-static void ring_heap(const struct channel *channel, uint32_t slot)
+static bool ring_heap(const struct channel *channel, uint32_t slot)
 {
 	int device = channel->heap < HEAPS_MAX ? hh_load_acquire(&heaps[channel->heap].device) - 1 : -1;
 	struct hh_ring_request request = {.peer = channel->peer_id, .vector = slot};
 
 	if (device < 0)
-		return;
+		return false;
 	if (heaps[channel->heap].registers)
 		hh_store_release((uint32_t *)(heaps[channel->heap].registers + HH_DOORBELL_REGISTER),
 				 channel->peer_id << 16 | slot);
 	else
-		libc.ioctl(device, HH_IOC_RING, &request);
+		return libc.ioctl(device, HH_IOC_RING, &request) == 0;
+	return true;
 }
 
-static void ring_local(uint32_t slot)
+static bool ring_local(uint32_t slot)
 {
 	struct hh_region *region = agent_region();
 	uint32_t epoch = region ? hh_load(&region->agent_epoch) : 0;
@@ -64,7 +65,7 @@ static void ring_local(uint32_t slot)
 		int fd = agent_bell(slot), old;
 
 		if (fd < 0)
-			return;
+			return false;
 		bells[slot].agent_epoch = epoch;
 		old = hh_exchange(&bells[slot].fd, fd + 1);
 		if (old)
@@ -72,20 +73,22 @@ static void ring_local(uint32_t slot)
 	}
 	/* EAGAIN: the counter is full, and so it is rung. */
 	(void)!libc.write(bells[slot].fd - 1, &one, sizeof(one));
+	return true;
 }
 
-void doorbell_ring(const struct channel *channel, uint64_t sleepers)
+void doorbell_ring(const struct channel *channel, uint64_t *waiters, uint64_t sleepers)
 {
+	uint64_t missed = 0;
 	int saved = errno;
 
 	while (sleepers) {
 		uint32_t slot = (uint32_t)__builtin_ctzll(sleepers);
 
 		sleepers &= sleepers - 1;
-		if (channel->heap)
-			ring_heap(channel, slot);
-		else
-			ring_local(slot);
+		if (!(channel->heap ? ring_heap(channel, slot) : ring_local(slot)))
+			missed |= UINT64_C(1) << slot;
 	}
+	if (missed)
+		hh_fetch_or(waiters, missed); /* the next one tries again; such sleepers look by themselves, too (wait.c) */
 	errno = saved;
 }

@@ -8,8 +8,8 @@
 
 struct channel;
 
-/* Rings every slot in `sleepers`. */
-void doorbell_ring(const struct channel *channel, uint64_t sleepers);
+/* Rings every slot in `sleepers`, which were taken out of `waiters`; who cannot be rung is put back there. */
+void doorbell_ring(const struct channel *channel, uint64_t *waiters, uint64_t sleepers);
 /* This process got its open file of a heap; true if it is kept. Called under the process lock. */
 bool doorbell_add_heap(uint32_t heap, int device);
 

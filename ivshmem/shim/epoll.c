@@ -27,18 +27,23 @@ struct member {
 	epoll_data_t data;
 	uint64_t seen; /* head of the ring when input was last reported (edge-triggered) */
 	struct channel *channel;
+	struct epoll_set *nested; /* an epoll instance in this one, referenced */
 };
 
 struct epoll_set {
 	uint32_t refs;
-	int fd;
+	int fd; /* the descriptor that was used last: they come and go, the open file stays */
 	uint32_t bells_serial;
 	pthread_mutex_t lock;
 	struct member *members;
 	int count, room;
 	int channels; /* members with a channel */
 	uint32_t offers;
+	uint32_t waiters; /* threads in the kernel */
+	struct epoll_set *next; /* in the list of all that ever were: memory of sets is never given back */
 };
+
+static struct epoll_set *all_sets;
 
 static const char bell_mark; /* its address marks the events of bells */
 
@@ -49,21 +54,74 @@ static uint64_t bell_data(void)
 
 struct epoll_set *epoll_set_get(struct epoll_set *set)
 {
-	hh_fetch_add(&set->refs, 1);
-	return set;
+	uint32_t refs = set ? hh_load(&set->refs) : 0;
+
+	while (refs) {
+		if (__atomic_compare_exchange_n(&set->refs, &refs, refs + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			return set;
+	}
+	return NULL;
+}
+
+static void clear_member(struct epoll_set *set, struct member *member)
+{
+	if (member->channel) {
+		channel_put(member->channel);
+		set->channels--;
+	}
+	if (member->nested) {
+		epoll_set_put(member->nested);
+		set->channels--;
+	}
 }
 
 void epoll_set_put(struct epoll_set *set)
 {
+	struct member *members;
+	int count;
+
 	if (hh_fetch_sub(&set->refs, 1) != 1)
 		return;
-	for (int i = 0; i < set->count; i++) {
-		if (set->members[i].channel)
-			channel_put(set->members[i].channel);
+	members = set->members;
+	count = set->count;
+	set->members = NULL;
+	set->count = set->room = 0;
+	for (int i = 0; i < count; i++)
+		clear_member(set, &members[i]);
+	free(members);
+}
+
+static struct epoll_set *new_set(int fd)
+{
+	struct epoll_set *set;
+	sigset_t saved;
+
+	process_lock(&saved);
+	for (set = all_sets; set && set->refs; set = set->next)
+		;
+	if (!set && (set = calloc(1, sizeof(*set)))) {
+		pthread_mutex_init(&set->lock, NULL);
+		set->next = all_sets;
+		all_sets = set;
 	}
-	pthread_mutex_destroy(&set->lock);
-	free(set->members);
-	free(set);
+	if (set) {
+		set->fd = fd;
+		set->bells_serial = UINT32_MAX;
+		set->channels = 0;
+		set->offers = set->waiters = 0;
+		hh_store_release(&set->refs, 1);
+	}
+	process_unlock(&saved);
+	return set;
+}
+
+void epoll_after_fork(void)
+{
+	/* Whoever held a lock is not in this process. */
+	for (struct epoll_set *set = all_sets; set; set = set->next) {
+		pthread_mutex_init(&set->lock, NULL);
+		set->waiters = 0;
+	}
 }
 
 bool epoll_set_has_streams(const struct epoll_set *set)
@@ -78,14 +136,12 @@ static int made(int fd)
 
 	if (!entry)
 		return fd;
+	if (!fd_table_is_ours())
+		return fd;
 	fd_reset(fd);
-	set = calloc(1, sizeof(*set));
+	set = new_set(fd);
 	if (!set)
 		return fd; /* its streams stay on TCP: see epoll_ctl */
-	set->refs = 1;
-	set->fd = fd;
-	set->bells_serial = UINT32_MAX;
-	pthread_mutex_init(&set->lock, NULL);
 	entry->set = set;
 	hh_store_release(&entry->kind, FD_EPOLL);
 	return fd;
@@ -105,10 +161,7 @@ SHIM_EXPORT int epoll_create1(int flags)
 
 static void remove_member(struct epoll_set *set, int index)
 {
-	if (set->members[index].channel) {
-		channel_put(set->members[index].channel);
-		set->channels--;
-	}
+	clear_member(set, &set->members[index]);
 	set->members[index] = set->members[--set->count];
 }
 
@@ -164,24 +217,28 @@ SHIM_EXPORT int epoll_ctl(int epfd, int operation, int fd, struct epoll_event *e
 		return result;
 	if (entry->kind == FD_UNKNOWN)
 		fd_classify(fd, entry);
-	if (entry->kind != FD_STREAM)
+	if (entry->kind != FD_STREAM && entry->kind != FD_EPOLL)
 		return result;
-	set = owner->kind == FD_EPOLL ? owner->set : NULL;
+	set = owner->kind == FD_EPOLL ? epoll_set_get(owner->set) : NULL;
 	if (!set) {
 		/* An instance from before our time: we could not wake its waiters, so the stream stays where they look. */
-		if (!entry->channel)
+		if (entry->kind == FD_STREAM && !entry->channel)
 			fd_pin(fd);
 		return result;
 	}
 	pthread_mutex_lock(&set->lock);
+	set->fd = epfd;
 	if (operation == EPOLL_CTL_DEL) {
 		index = find_member(set, fd);
 		if (index >= 0)
 			remove_member(set, index);
 	} else {
 		note_member(set, fd, entry, event);
+		if (set->waiters)
+			agent_kick(); /* they have not armed this member */
 	}
 	pthread_mutex_unlock(&set->lock);
+	epoll_set_put(set);
 	return result;
 }
 
@@ -201,8 +258,13 @@ static void find_channels(struct epoll_set *set)
 			remove_member(set, i--);
 			continue;
 		}
-		if (member->channel)
+		if (member->channel || member->nested)
 			continue;
+		if (entry->kind == FD_EPOLL && entry->set != set) {
+			member->nested = epoll_set_get(entry->set);
+			set->channels += member->nested != NULL;
+			continue;
+		}
 		member->channel = channel_of(member->fd, entry);
 		if (member->channel) {
 			member->seen = NEVER_SEEN;
@@ -229,6 +291,8 @@ static uint32_t ring_events(struct epoll_set *set, struct member *member)
 
 	if (member->disarmed)
 		return 0;
+	if (member->nested)
+		return epoll_set_ready(member->nested) ? member->events & INPUT : 0;
 	if (member->masked && hh_load(&channel->end->tx.path) == HH_PATH_NETWORK) {
 		member->masked = false;
 		kernel_registration(set, member, member->events);
@@ -249,7 +313,7 @@ static void reported(struct epoll_set *set, struct member *member, uint32_t even
 {
 	if (events & INPUT)
 		member->seen = head;
-	if (events & OUTPUT)
+	if (member->channel && events & OUTPUT)
 		hh_store(&member->channel->full, false);
 	if (member->events & EPOLLONESHOT) {
 		member->disarmed = true;
@@ -283,6 +347,7 @@ static int filter(struct epoll_set *set, struct epoll_event *events, int count)
 		if (member && event.events & OUTPUT && hh_load(&member->channel->end->tx.path) == HH_PATH_SHARED &&
 		    !(channel_ready(member->channel, member->fd, POLLOUT))) {
 			event.events &= ~(uint32_t)OUTPUT;
+			hh_store(&member->channel->full, true); /* this edge is owed */
 			if (!event.events) {
 				member->masked = true;
 				kernel_registration(set, member, member->events & ~(uint32_t)OUTPUT);
@@ -307,13 +372,13 @@ static int collect(struct epoll_set *set, struct epoll_event *events, int count,
 		uint64_t head;
 		int same;
 
-		if (!member->channel)
+		if (!member->channel && !member->nested)
 			continue;
 		if (fd_entry(member->fd)->serial != member->serial) {
 			remove_member(set, i--);
 			continue;
 		}
-		head = hh_load(&member->channel->rx.shared->head);
+		head = member->channel ? hh_load(&member->channel->rx.shared->head) : 0;
 		ready = ring_events(set, member);
 		if (!ready)
 			continue;
@@ -342,7 +407,7 @@ static int collect(struct epoll_set *set, struct epoll_event *events, int count,
 static int any_ready(struct epoll_set *set)
 {
 	for (int i = 0; i < set->count && set->channels; i++) {
-		if (set->members[i].channel && ring_events(set, &set->members[i]))
+		if ((set->members[i].channel || set->members[i].nested) && ring_events(set, &set->members[i]))
 			return 1;
 	}
 	return 0;
@@ -362,7 +427,9 @@ int epoll_set_ready(struct epoll_set *set)
 static void arm_members(struct epoll_set *set)
 {
 	for (int i = 0; i < set->count && set->channels; i++) {
-		if (set->members[i].channel && !set->members[i].disarmed)
+		if (set->members[i].nested)
+			epoll_set_arm(set->members[i].nested);
+		else if (set->members[i].channel && !set->members[i].disarmed)
 			channel_arm(set->members[i].channel, (short)(set->members[i].events & (INPUT | OUTPUT)));
 	}
 }
@@ -438,11 +505,12 @@ static int kernel_wait(int epfd, struct epoll_event *events, int max, int64_t de
 static int set_wait(struct epoll_set *set, int epfd, struct epoll_event *events, int max, int64_t deadline, const sigset_t *mask)
 {
 	for (;;) {
-		int64_t start = monotonic_ns();
+		int64_t start = monotonic_ns(), limit;
 		bool now;
 		int count;
 
 		pthread_mutex_lock(&set->lock);
+		set->fd = epfd;
 		register_bells(set);
 		find_channels(set);
 		now = deadline <= start || any_ready(set) || spin(set, start);
@@ -450,16 +518,23 @@ static int set_wait(struct epoll_set *set, int epfd, struct epoll_event *events,
 			arm_members(set);
 			now = any_ready(set);
 		}
+		limit = wait_limit(first_channel(set), deadline);
+		set->waiters++;
 		pthread_mutex_unlock(&set->lock);
-		count = kernel_wait(epfd, events, max, now ? 0 : deadline, mask);
-		if (count < 0)
-			return count;
+		count = kernel_wait(epfd, events, max, now ? 0 : limit, mask);
 		pthread_mutex_lock(&set->lock);
+		set->waiters--;
+		if (count < 0) {
+			pthread_mutex_unlock(&set->lock);
+			return count;
+		}
 		if (!now && first_channel(set))
 			wait_slept(first_channel(set), monotonic_ns() - start);
 		find_channels(set);
 		count = filter(set, events, count);
 		count = collect(set, events, count, max);
+		if (count && set->waiters) /* the others heard nothing: one of them must arm what this one leaves */
+			agent_kick();
 		pthread_mutex_unlock(&set->lock);
 		if (count || monotonic_ns() >= deadline)
 			return count;
@@ -474,7 +549,7 @@ static struct epoll_set *concerned_set(int epfd, int max)
 
 	if (max <= 0 || !entry || entry->kind != FD_EPOLL || agent_is_quiet())
 		return NULL;
-	if (__libc_single_threaded && !epoll_set_has_streams(entry->set))
+	if (__libc_single_threaded && !epoll_set_has_streams(entry->set) && hh_load(&entry->set->bells_serial) == UINT32_MAX)
 		return NULL;
 	return epoll_set_get(entry->set);
 }

@@ -10,9 +10,12 @@
 
 struct epoll_set;
 
+/* Takes a reference; NULL if the set has ended meanwhile. */
 struct epoll_set *epoll_set_get(struct epoll_set *set);
 void epoll_set_put(struct epoll_set *set);
 bool epoll_set_has_streams(const struct epoll_set *set);
+/* In a forked child, whose other threads are gone. */
+void epoll_after_fork(void);
 /* For poll() on the epoll descriptor: 1 if a ring in it has an event. */
 int epoll_set_ready(struct epoll_set *set);
 void epoll_set_arm(struct epoll_set *set);

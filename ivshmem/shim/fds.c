@@ -16,11 +16,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define PRIVATE_MAX 256
-
 struct fd fd_first_[FD_CHUNK];
 struct fd *fd_chunks_[FD_CHUNKS] = {fd_first_};
-static int private_fds[PRIVATE_MAX]; /* number + 1; 0: free */
 
 struct fd *fd_slow_(int fd)
 {
@@ -58,6 +55,8 @@ void fd_classify(int fd, struct fd *entry)
 {
 	int saved = errno;
 
+	if (!fd_table_is_ours())
+		return;
 	if (is_tcp(fd)) {
 		fd_set_stream(fd, HH_SIDE_UNKNOWN);
 	} else if (errno != EBADF) {
@@ -70,12 +69,24 @@ void fd_set_stream(int fd, int side)
 {
 	struct fd *entry = fd_entry(fd);
 
-	if (!entry)
+	if (!entry || !fd_table_is_ours())
 		return;
 	fd_reset(fd);
 	entry->side = (uint8_t)side;
 	agent_look();
 	hh_store_release(&entry->kind, FD_STREAM);
+}
+
+static pid_t owner;
+
+__attribute__((constructor)) void fd_own_table(void)
+{
+	owner = getpid();
+}
+
+bool fd_table_is_ours(void)
+{
+	return !owner || owner == getpid();
 }
 
 void fd_reset(int fd)
@@ -84,7 +95,7 @@ void fd_reset(int fd)
 	struct channel *channel;
 	struct epoll_set *set;
 
-	if (!entry || entry->kind == FD_PRIVATE)
+	if (!entry || entry->kind == FD_PRIVATE || (entry->kind != FD_UNKNOWN && !fd_table_is_ours()))
 		return;
 	hh_store_release(&entry->kind, FD_UNKNOWN);
 	entry->serial++;
@@ -107,7 +118,7 @@ void fd_copy(int from, int to)
 	struct fd *old = fd_entry(from), *new = fd_entry(to);
 	struct channel *channel;
 
-	if (!old || !new || from == to)
+	if (!old || !new || from == to || !fd_table_is_ours())
 		return;
 	fd_reset(to);
 	if (old->kind != FD_STREAM && old->kind != FD_EPOLL && old->kind != FD_OTHER)
@@ -133,7 +144,7 @@ void fd_pin(int fd)
 {
 	struct fd *entry = fd_entry(fd);
 
-	if (!entry || entry->kind == FD_PRIVATE)
+	if (!entry || entry->kind == FD_PRIVATE || !fd_table_is_ours())
 		return;
 	fd_reset(fd);
 	hh_store_release(&entry->kind, FD_OTHER);
@@ -154,43 +165,33 @@ int fd_hide(int fd)
 	libc.close(fd);
 	if (hidden < 0)
 		return -EMFILE;
-	for (int i = 0; i < PRIVATE_MAX; i++) {
-		int expected = 0;
-
-		if (__atomic_compare_exchange_n(&private_fds[i], &expected, hidden + 1, false, __ATOMIC_ACQ_REL,
-						__ATOMIC_ACQUIRE)) {
-			fd_reset(hidden);
-			fd_entry(hidden)->kind = FD_PRIVATE;
-			return hidden;
-		}
+	if (!fd_entry(hidden)) {
+		libc.close(hidden);
+		return -EMFILE;
 	}
-	libc.close(hidden);
-	return -EMFILE;
+	fd_reset(hidden);
+	hh_store_release(&fd_entry(hidden)->kind, FD_PRIVATE);
+	return hidden;
 }
 
 void fd_close_private(int fd)
 {
-	for (int i = 0; i < PRIVATE_MAX; i++) {
-		int expected = fd + 1;
+	uint8_t expected = FD_PRIVATE;
 
-		if (fd >= 0 && __atomic_compare_exchange_n(&private_fds[i], &expected, 0, false, __ATOMIC_ACQ_REL,
-							   __ATOMIC_ACQUIRE)) {
-			fd_entry(fd)->kind = FD_UNKNOWN;
-			libc.close(fd);
-			return;
-		}
-	}
+	if (fd >= 0 && __atomic_compare_exchange_n(&fd_entry(fd)->kind, &expected, FD_UNKNOWN, false, __ATOMIC_ACQ_REL,
+						   __ATOMIC_ACQUIRE))
+		libc.close(fd);
 }
 
 int fd_next_private(unsigned int first)
 {
-	int next = -1;
+	for (unsigned int chunk = first / FD_CHUNK; chunk < FD_CHUNKS; chunk++) {
+		struct fd *entries = hh_load_acquire(&fd_chunks_[chunk]);
 
-	for (int i = 0; i < PRIVATE_MAX; i++) {
-		int fd = hh_load(&private_fds[i]) - 1;
-
-		if (fd >= 0 && (unsigned int)fd >= first && (next < 0 || fd < next))
-			next = fd;
+		for (unsigned int i = chunk == first / FD_CHUNK ? first % FD_CHUNK : 0; entries && i < FD_CHUNK; i++) {
+			if (hh_load(&entries[i].kind) == FD_PRIVATE)
+				return (int)(chunk * FD_CHUNK + i);
+		}
 	}
-	return next;
+	return -1;
 }

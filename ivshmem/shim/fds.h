@@ -50,10 +50,14 @@ static inline struct fd *fd_entry(int fd)
 	return fd_slow_(fd);
 }
 
+/* False in a child of vfork(), which runs in the memory of its parent: what it does to its descriptors must not be noted. */
+bool fd_table_is_ours(void);
 /* Finds out what an unknown descriptor is. */
 void fd_classify(int fd, struct fd *entry);
 /* The number means nothing any more, or something new. */
 void fd_reset(int fd);
+/* In a forked child. */
+void fd_own_table(void);
 /* `to` now names the same open file as `from`. */
 void fd_copy(int from, int to);
 void fd_set_stream(int fd, int side);

@@ -5,6 +5,7 @@
 
 struct libc_table libc_;
 
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations" /* siginterrupt */
 void libc_resolve(void)
 {
 #define RESOLVE(result, name, arguments) *(void **)&libc_.name = dlsym(RTLD_NEXT, #name);

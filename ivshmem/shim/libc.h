@@ -66,9 +66,11 @@
 	F(int, setsockopt, (int, int, int, const void *, socklen_t)) \
 	F(FILE *, fdopen, (int, const char *)) \
 	F(int, sigaction, (int, const struct sigaction *, struct sigaction *)) \
-	F(int, execve, (const char *, char *const *, char *const *)) \
-	F(int, execvpe, (const char *, char *const *, char *const *)) \
-	F(int, fexecve, (int, char *const *, char *const *))
+	F(ssize_t, preadv2, (int, const struct iovec *, int, off_t, int)) \
+	F(ssize_t, pwritev2, (int, const struct iovec *, int, off_t, int)) \
+	F(int, prctl, (int, ...)) \
+	F(long, syscall, (long, ...)) \
+	F(int, siginterrupt, (int, int))
 /* clang-format on */
 
 struct libc_table {

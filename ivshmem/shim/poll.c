@@ -141,7 +141,7 @@ static int watch_loop(struct watch *watch, int64_t deadline, const sigset_t *mas
 			arm(watch);
 			now = rings_ready(watch);
 		}
-		ready = wait_any(watch->kernel, watch->count, now ? 0 : deadline, mask);
+		ready = wait_any(watch->kernel, watch->count, now ? 0 : wait_limit(watch->first, deadline), mask);
 		if (watch->first && !now)
 			wait_slept(watch->first, monotonic_ns() - start);
 		if (ready < 0)

@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static bool is_stream(int fd)
@@ -54,9 +56,13 @@ SHIM_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t length
 {
 	int result;
 
-	if (is_stream(fd)) /* a new association: whatever was known belongs to an older one */
-		fd_set_stream(fd, HH_SIDE_CONNECTED);
 	result = libc.connect(fd, address, length);
+	if ((!result || errno == EINPROGRESS) && is_stream(fd)) {
+		if (address->sa_family == AF_UNSPEC)
+			fd_pin(fd); /* the next association would be taken for this one: the cookie stays */
+		else
+			fd_entry(fd)->side = HH_SIDE_CONNECTED; /* still the same open file: epoll sets keep it */
+	}
 	return result;
 }
 
@@ -121,7 +127,7 @@ SHIM_EXPORT int close_range(unsigned int first, unsigned int last, int flags)
 
 	if (first > last)
 		return libc.close_range(first, last, flags);
-	if (!(flags & CLOSE_RANGE_CLOEXEC)) {
+	if (!(flags & CLOSE_RANGE_CLOEXEC) && fd_table_is_ours()) {
 		for (unsigned int chunk = first / FD_CHUNK; chunk <= last / FD_CHUNK && chunk < FD_CHUNKS; chunk++) {
 			unsigned int start = chunk * FD_CHUNK;
 
@@ -251,8 +257,10 @@ SHIM_EXPORT int ioctl(int fd, unsigned long request, ...)
 
 SHIM_EXPORT int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
 {
-	/* The kernel will change the bytes of this stream, or its counters: it stays on TCP. */
-	if (level == IPPROTO_TCP && (option == TCP_ULP || option == TCP_REPAIR) && is_stream(fd)) {
+	/* The kernel will change the bytes of this stream, or its counters, or promises what a ring does not keep: TCP. */
+	if (((level == IPPROTO_TCP && (option == TCP_ULP || option == TCP_REPAIR)) ||
+	     (level == SOL_SOCKET && option == SO_ZEROCOPY)) &&
+	    is_stream(fd)) {
 		struct channel *channel = channel_of(fd, fd_entry(fd));
 
 		if (channel) {
@@ -302,4 +310,91 @@ SHIM_EXPORT int sigaction(int number, const struct sigaction *action, struct sig
 {
 	signals_note(action);
 	return libc.sigaction(number, action, old);
+}
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+SHIM_EXPORT int siginterrupt(int number, int flag)
+{
+	if (flag)
+		signals_interrupt();
+	return libc.siginterrupt(number, flag);
+}
+#pragma GCC diagnostic pop
+
+SHIM_EXPORT int vdprintf(int fd, const char *format, va_list arguments)
+{
+	char *text = NULL;
+	int length = vasprintf(&text, format, arguments), done = 0;
+
+	while (done < length) {
+		ssize_t put = write(fd, text + done, (size_t)(length - done));
+
+		if (put < 0) {
+			length = -1;
+			break;
+		}
+		done += (int)put;
+	}
+	free(text);
+	return length;
+}
+
+SHIM_EXPORT int dprintf(int fd, const char *format, ...)
+{
+	va_list arguments;
+	int length;
+
+	va_start(arguments, format);
+	length = vdprintf(fd, format, arguments);
+	va_end(arguments);
+	return length;
+}
+
+SHIM_EXPORT int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments)
+{
+	(void)flag;
+	return vdprintf(fd, format, arguments);
+}
+
+SHIM_EXPORT int __dprintf_chk(int fd, int flag, const char *format, ...)
+{
+	va_list arguments;
+	int length;
+
+	(void)flag;
+	va_start(arguments, format);
+	length = vdprintf(fd, format, arguments);
+	va_end(arguments);
+	return length;
+}
+
+/* ---- sandboxes --------------------------------------------------------------------------------------------------- */
+
+SHIM_EXPORT int prctl(int option, ...)
+{
+	unsigned long words[4];
+	va_list arguments;
+
+	va_start(arguments, option);
+	for (int i = 0; i < 4; i++)
+		words[i] = va_arg(arguments, unsigned long);
+	va_end(arguments);
+	if (option == PR_SET_SECCOMP)
+		hh_store(&agent_sandboxed_, true);
+	return libc.prctl(option, words[0], words[1], words[2], words[3]);
+}
+
+SHIM_EXPORT long syscall(long number, ...)
+{
+	long words[6];
+	va_list arguments;
+
+	va_start(arguments, number);
+	for (int i = 0; i < 6; i++)
+		words[i] = va_arg(arguments, long);
+	va_end(arguments);
+	if (number == SYS_seccomp)
+		hh_store(&agent_sandboxed_, true);
+	return libc.syscall(number, words[0], words[1], words[2], words[3], words[4], words[5]);
 }

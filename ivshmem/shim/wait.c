@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define LOOK_AGAIN_NS INT64_C(2000000) /* without a bell: how long a sleep may last before looking again */
+#define LOCAL_LOOK_NS INT64_C(1000000000)
 #define SPINS_PER_CLOCK 32
 #define TRUST 8
 #define PAUSE_MIN 3
@@ -50,6 +51,11 @@ int64_t deadline_from_timespec(const struct timespec *timeout)
 bool signals_restart(void)
 {
 	return !hh_load(&no_restart);
+}
+
+void signals_interrupt(void)
+{
+	hh_store(&no_restart, true);
 }
 
 void signals_note(const struct sigaction *action)
@@ -193,6 +199,16 @@ static bool spin(struct channel *channel, int fd, short events, int64_t start)
 	return false;
 }
 
+int64_t wait_limit(const struct channel *channel, int64_t deadline)
+{
+	int64_t look;
+
+	if (!channel || channel->heap)
+		return deadline;
+	look = monotonic_ns() + LOCAL_LOOK_NS;
+	return look < deadline ? look : deadline;
+}
+
 int wait_channel(struct channel *channel, int fd, short events, int64_t deadline)
 {
 	struct pollfd fds[2] = {{.fd = fd}};
@@ -205,7 +221,12 @@ int wait_channel(struct channel *channel, int fd, short events, int64_t deadline
 	channel_arm(channel, events);
 	if (channel_ready(channel, fd, events))
 		return 0;
-	ready = wait_any(fds, 1, deadline, NULL);
+	/* A full ring with nobody left to empty it: the peer's FIN is all that will come. */
+	if (events & POLLOUT && !fds[0].events && !channel->finished)
+		fds[0].events = POLLRDHUP;
+	ready = wait_any(fds, 1, wait_limit(channel, channel->finished ? start + LOOK_AGAIN_NS * 10 : deadline), NULL);
+	if (fds[0].revents & POLLRDHUP)
+		channel->finished = true;
 	end = monotonic_ns();
 	wait_slept(channel, end - start);
 	if (ready < 0)

@@ -25,6 +25,9 @@ int64_t deadline_from_timespec(const struct timespec *timeout);
  * (0: a bell, or time to look again), or -errno. `mask` as in ppoll.
  */
 int wait_any(struct pollfd *fds, nfds_t count, int64_t deadline, const sigset_t *mask);
+/* How long a sleep on this channel may last: who sleeps on the memory of one guest is rung by help of the agent, which may be
+ * dead, and looks by itself once in a while. */
+int64_t wait_limit(const struct channel *channel, int64_t deadline);
 /* Waits until `events` may be true for a channel: spins while that pays, then sleeps. 0, -ETIMEDOUT or -EINTR. */
 int wait_channel(struct channel *channel, int fd, short events, int64_t deadline);
 /* Whether a spin of up to *limit ns is worth a try before this sleep, and what came of the spin or the sleep. */
@@ -36,5 +39,6 @@ int wait_stream(int fd, short events, int64_t deadline);
 /* Whether an interrupted call is to be restarted: every handler was installed with SA_RESTART. */
 bool signals_restart(void);
 void signals_note(const struct sigaction *action);
+void signals_interrupt(void);
 
 #endif
