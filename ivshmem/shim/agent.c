@@ -91,8 +91,14 @@ static void after_fork_child(void)
 	process_unlock(&saved);
 }
 
-__attribute__((constructor)) static void agent_register_fork(void)
+static char run_directory[96] = RUN_DIRECTORY; /* as the environment said at the start: servers clear it */
+
+__attribute__((constructor)) static void agent_init(void)
 {
+	const char *directory = secure_getenv("HYPERHEAP_RUN");
+
+	if (directory)
+		snprintf(run_directory, sizeof(run_directory), "%s", directory);
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 
@@ -106,9 +112,7 @@ static int64_t now_ns(void)
 
 static void run_path(char *path, size_t size, const char *name)
 {
-	const char *directory = secure_getenv("HYPERHEAP_RUN");
-
-	snprintf(path, size, "%s/%s", directory ? directory : RUN_DIRECTORY, name);
+	snprintf(path, size, "%s/%s", run_directory, name);
 }
 
 void agent_look(void)
@@ -382,7 +386,7 @@ int agent_bells(int bells[AGENT_BELLS])
 
 bool agent_is_quiet(void)
 {
-	return !agent_region() || (__libc_single_threaded && hh_load(&agent.bell_count) == 0);
+	return !agent_region() || (hh_load(&agent_sandboxed_) && !channel_any()) || (__libc_single_threaded && hh_load(&agent.bell_count) == 0);
 }
 
 void agent_kick(void)

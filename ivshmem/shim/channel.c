@@ -3,6 +3,7 @@
 
 #include "agent.h"
 #include "doorbell.h"
+#include "epoll.h"
 #include "libc.h"
 
 #include <hyperheap/core.h>
@@ -23,7 +24,13 @@
 #define PASSES_MAX 8 /* epochs in one call: an honest peer publishes one at a time */
 
 static struct channel *table[BUCKETS]; /* under the process lock */
+static uint32_t channel_count;
 static struct channel *pool;           /* memory of channels is never given back: a stale pointer stays a channel */
+
+bool channel_any(void)
+{
+	return hh_load(&channel_count) != 0;
+}
 
 /* ---- the table ---------------------------------------------------------------------------------------------- */
 
@@ -72,6 +79,7 @@ static void put_locked(struct channel *channel)
 	if (hh_fetch_sub(&channel->refs, 1) != 1)
 		return;
 	munmap(channel->map, channel->map_length);
+	hh_fetch_sub(&channel_count, 1);
 	channel->next = pool;
 	pool = channel;
 }
@@ -204,6 +212,7 @@ void channel_grant(const struct hh_message *message, int memory)
 	channel->peer_id = message->peer_id;
 	channel->generation = message->generation;
 	hh_fetch_add(&end->attached, 1);
+	hh_fetch_add(&channel_count, 1);
 	channel->next = table[hh_cookie_hash(channel->cookie) % BUCKETS];
 	table[hh_cookie_hash(channel->cookie) % BUCKETS] = channel;
 	hh_store_release(&channel->refs, 1); /* the table's */
@@ -226,7 +235,7 @@ struct channel *channel_of(int fd, struct fd *entry)
 	if (likely(channel))
 		return channel;
 	region = agent_region();
-	if (!region)
+	if (!region || unlikely(hh_load(&agent_sandboxed_)))
 		return NULL;
 	offers = hh_load_acquire(&region->offers); /* A7 <-> R7 */
 	if (likely(hh_load(&entry->offers) == offers + 1))
@@ -328,6 +337,15 @@ static void leave(struct channel *outer)
 	inside = outer;
 }
 
+static size_t iov_bytes(const struct iovec *iov, int count)
+{
+	size_t bytes = 0;
+
+	for (int i = 0; i < count; i++)
+		bytes += iov[i].iov_len;
+	return bytes;
+}
+
 /* ---- receiving ----------------------------------------------------------------------------------------------- */
 
 static ssize_t broken(struct channel *channel)
@@ -361,10 +379,8 @@ static ssize_t receive_tcp(int fd, const struct iovec *iov, int count, int flags
 static ssize_t discard_ring(struct channel *channel, const struct iovec *iov, int count)
 {
 	ssize_t available = hh_rx_available(&channel->end->rx, &channel->rx);
-	size_t wanted = 0;
+	size_t wanted = iov_bytes(iov, count);
 
-	for (int i = 0; i < count; i++)
-		wanted += iov[i].iov_len;
 	return available > 0 && (size_t)available > wanted ? (ssize_t)wanted : available;
 }
 
@@ -616,12 +632,12 @@ static ssize_t send_shared(struct channel *channel, int fd, const struct iovec *
 	sleepers = hh_tx_sleepers(&channel->tx);
 	if (unlikely(sleepers))
 		doorbell_ring(channel, &channel->tx.shared->data_waiters, sleepers);
-	if (likely(sent >= 0 && tx->head - tx->tail < channel->tx.size))
+	if (likely(sent == (ssize_t)iov_bytes(iov, count)))
 		return sent;
-	hh_store(&channel->full, true);
-	hh_full_barrier();
-	if (hh_tx_space(tx, &channel->tx) >= (ssize_t)hh_ring_low_space(&channel->tx))
-		agent_kick(); /* an edge that came before it was owed */
+	/* The program sees a short send, or none: epoll owes it an edge. One that came before it was owed comes again. */
+	if (!hh_exchange(&channel->full, true) && epoll_in_use() &&
+	    hh_tx_space(tx, &channel->tx) >= (ssize_t)hh_ring_low_space(&channel->tx))
+		agent_kick();
 	if (sent == -EAGAIN && peer_finished(fd) && !hh_tx_switch(tx, &channel->tx, HH_PATH_NETWORK, 0))
 		return send_tcp(fd, iov, count, flags);
 	return sent;

@@ -33,6 +33,8 @@ struct channel {
 	struct channel *next;
 };
 
+/* Whether this process has any channel. */
+bool channel_any(void);
 /* The socket's cookie, asked once. 0: none. */
 uint64_t channel_cookie(int fd, struct fd *entry);
 /* The channel of a stream if it has one by now, referenced; else NULL. Cheap while nothing changes. */

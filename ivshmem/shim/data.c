@@ -59,7 +59,8 @@ static void account(int fd, struct fd *entry, ssize_t moved)
 		return;
 	entry->calls++;
 	entry->bytes += (uint64_t)moved;
-	if ((entry->calls >= calls && entry->bytes >= UPGRADE_MIN_BYTES) || entry->bytes >= bytes)
+	/* "At once" (0 and 0) is after the greetings; only an explicit number of bytes is sooner. */
+	if ((entry->calls >= calls && entry->bytes >= UPGRADE_MIN_BYTES) || (bytes && entry->bytes >= bytes))
 		agent_announce(fd, entry);
 }
 

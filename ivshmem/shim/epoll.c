@@ -40,6 +40,7 @@ struct epoll_set {
 	int channels; /* members with a channel */
 	uint32_t offers;
 	uint32_t waiters; /* threads in the kernel */
+	uint32_t deaf;    /* threads in the kernel since before there was a bell to hear: the first stream wakes them */
 	struct epoll_set *next; /* in the list of all that ever were: memory of sets is never given back */
 };
 
@@ -108,7 +109,7 @@ static struct epoll_set *new_set(int fd)
 		set->fd = fd;
 		set->bells_serial = UINT32_MAX;
 		set->channels = 0;
-		set->offers = set->waiters = 0;
+		set->offers = set->waiters = set->deaf = 0;
 		hh_store_release(&set->refs, 1);
 	}
 	process_unlock(&saved);
@@ -120,8 +121,13 @@ void epoll_after_fork(void)
 	/* Whoever held a lock is not in this process. */
 	for (struct epoll_set *set = all_sets; set; set = set->next) {
 		pthread_mutex_init(&set->lock, NULL);
-		set->waiters = 0;
+		set->waiters = set->deaf = 0;
 	}
+}
+
+bool epoll_in_use(void)
+{
+	return hh_load(&all_sets) != NULL;
 }
 
 bool epoll_set_has_streams(const struct epoll_set *set)
@@ -207,6 +213,21 @@ static void note_member(struct epoll_set *set, int fd, const struct fd *entry, c
 	member->seen = NEVER_SEEN;
 }
 
+/* The bells of today are in the kernel's instance, edge-triggered and never read (see wait.h). */
+static void register_bells(struct epoll_set *set)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = bell_data()};
+	uint32_t serial = agent_bells_serial();
+	int bells[AGENT_BELLS], count;
+
+	if (set->bells_serial == serial)
+		return;
+	set->bells_serial = serial;
+	count = agent_bells(bells);
+	for (int i = 0; i < count; i++)
+		libc.epoll_ctl(set->fd, EPOLL_CTL_ADD, bells[i], &event); /* EEXIST: from before */
+}
+
 SHIM_EXPORT int epoll_ctl(int epfd, int operation, int fd, struct epoll_event *event)
 {
 	struct fd *owner = fd_entry(epfd), *entry = fd_entry(fd);
@@ -234,7 +255,9 @@ SHIM_EXPORT int epoll_ctl(int epfd, int operation, int fd, struct epoll_event *e
 			remove_member(set, index);
 	} else {
 		note_member(set, fd, entry, event);
-		if (set->waiters)
+		if (set->deaf)
+			register_bells(set);
+		if (set->waiters || set->deaf)
 			agent_kick(); /* they have not armed this member */
 	}
 	pthread_mutex_unlock(&set->lock);
@@ -443,21 +466,6 @@ void epoll_set_arm(struct epoll_set *set)
 
 /* ---- waiting --------------------------------------------------------------------------------------------------- */
 
-/* The bells of today are in the kernel's instance, edge-triggered and never read (see wait.h). */
-static void register_bells(struct epoll_set *set)
-{
-	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = bell_data()};
-	uint32_t serial = agent_bells_serial();
-	int bells[AGENT_BELLS], count;
-
-	if (set->bells_serial == serial)
-		return;
-	set->bells_serial = serial;
-	count = agent_bells(bells);
-	for (int i = 0; i < count; i++)
-		libc.epoll_ctl(set->fd, EPOLL_CTL_ADD, bells[i], &event); /* EEXIST: from before */
-}
-
 /* Some channel of the set: it stands for all when it comes to spinning. */
 static struct channel *first_channel(struct epoll_set *set)
 {
@@ -541,23 +549,56 @@ static int set_wait(struct epoll_set *set, int epfd, struct epoll_event *events,
 	}
 }
 
-/* The set of an epoll descriptor if the shim must watch it, referenced; else NULL. Another thread may add the first stream
- * while this one sleeps, so with threads an empty set is watched too. */
+/* The set of an epoll descriptor, referenced; NULL: the kernel alone serves it. Another thread may add the first stream while
+ * this one sleeps, so with threads an empty set is watched too. */
 static struct epoll_set *concerned_set(int epfd, int max)
 {
 	struct fd *entry = fd_entry(epfd);
 
-	if (max <= 0 || !entry || entry->kind != FD_EPOLL || agent_is_quiet())
+	if (max <= 0 || !entry || entry->kind != FD_EPOLL || hh_load(&agent_sandboxed_))
 		return NULL;
 	if (__libc_single_threaded && !epoll_set_has_streams(entry->set) && hh_load(&entry->set->bells_serial) == UINT32_MAX)
 		return NULL;
 	return epoll_set_get(entry->set);
 }
 
+/*
+ * A wait on a set without streams, in a process that has no bells yet: it sleeps in the kernel alone, and must not keep the
+ * streams of other threads from being announced, as DEAF would. The first stream that enters the set ends it. -EAGAIN: streams
+ * are in the set now, watch it. The event of a bell is the only one that may be swallowed: it is edge-triggered.
+ */
+static int deaf_wait(struct epoll_set *set, int epfd, struct epoll_event *events, int max, int64_t deadline, const sigset_t *mask)
+{
+	int count = 0, kept = 0;
+
+	pthread_mutex_lock(&set->lock);
+	if (set->count) {
+		pthread_mutex_unlock(&set->lock);
+		return -EAGAIN;
+	}
+	set->deaf++;
+	pthread_mutex_unlock(&set->lock);
+	count = kernel_wait(epfd, events, max, deadline, mask);
+	pthread_mutex_lock(&set->lock);
+	set->deaf--;
+	pthread_mutex_unlock(&set->lock);
+	for (int i = 0; i < count; i++) {
+		if (events[i].data.u64 != bell_data())
+			events[kept++] = events[i];
+	}
+	return count < 0 ? count : kept || monotonic_ns() >= deadline ? kept : -EAGAIN;
+}
+
 static int wait_set(struct epoll_set *set, int epfd, struct epoll_event *events, int max, int64_t deadline, const sigset_t *mask)
 {
-	int saved = errno, count = set_wait(set, epfd, events, max, deadline, mask);
+	int saved = errno, count = -EAGAIN;
 
+	if (agent_is_quiet())
+		count = deaf_wait(set, epfd, events, max, deadline, mask);
+	if (count == -EAGAIN && agent_is_quiet())
+		count = DEAF(kernel_wait(epfd, events, max, deadline, mask));
+	else if (count == -EAGAIN)
+		count = set_wait(set, epfd, events, max, deadline, mask);
 	epoll_set_put(set);
 	errno = count < 0 ? -count : saved;
 	return count < 0 ? -1 : count;
@@ -568,7 +609,7 @@ SHIM_EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int ti
 	struct epoll_set *set = concerned_set(epfd, max);
 
 	if (!set)
-		return DEAF(libc.epoll_wait(epfd, events, max, timeout));
+		return libc.epoll_wait(epfd, events, max, timeout);
 	return wait_set(set, epfd, events, max, deadline_from_ms(timeout), NULL);
 }
 
@@ -577,7 +618,7 @@ SHIM_EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int t
 	struct epoll_set *set = concerned_set(epfd, max);
 
 	if (!set)
-		return DEAF(libc.epoll_pwait(epfd, events, max, timeout, mask));
+		return libc.epoll_pwait(epfd, events, max, timeout, mask);
 	return wait_set(set, epfd, events, max, deadline_from_ms(timeout), mask);
 }
 
@@ -586,6 +627,6 @@ SHIM_EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max, cons
 	struct epoll_set *set = concerned_set(epfd, max);
 
 	if (!set)
-		return DEAF(libc.epoll_pwait2(epfd, events, max, timeout, mask));
+		return libc.epoll_pwait2(epfd, events, max, timeout, mask);
 	return wait_set(set, epfd, events, max, deadline_from_timespec(timeout), mask);
 }

@@ -13,6 +13,8 @@ struct epoll_set;
 /* Takes a reference; NULL if the set has ended meanwhile. */
 struct epoll_set *epoll_set_get(struct epoll_set *set);
 void epoll_set_put(struct epoll_set *set);
+/* Whether this process has made an epoll instance at all. */
+bool epoll_in_use(void);
 bool epoll_set_has_streams(const struct epoll_set *set);
 /* In a forked child, whose other threads are gone. */
 void epoll_after_fork(void);

@@ -55,7 +55,7 @@ void fd_classify(int fd, struct fd *entry)
 {
 	int saved = errno;
 
-	if (!fd_table_is_ours())
+	if (!fd_table_is_ours() || hh_load(&agent_sandboxed_)) /* a sandbox may kill for asking */
 		return;
 	if (is_tcp(fd)) {
 		fd_set_stream(fd, HH_SIDE_UNKNOWN);

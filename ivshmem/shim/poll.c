@@ -22,7 +22,12 @@ struct watch {
 	struct channel **channel; /* referenced, or NULL */
 	nfds_t count;
 	struct channel *first; /* some channel of the set, or NULL */
+	bool all_channels;     /* there is nothing else in the set */
 };
+
+/* How often in a row the rings alone may answer for a set that has nothing but channels. */
+#define WITHOUT_KERNEL 15
+static __thread unsigned int without_kernel __attribute__((tls_model("initial-exec")));
 
 /* Whether the shim has any business with this set. */
 static bool concerns_us(const struct pollfd *fds, nfds_t count)
@@ -44,6 +49,7 @@ static bool concerns_us(const struct pollfd *fds, nfds_t count)
 
 static void look_up(struct watch *watch)
 {
+	watch->all_channels = watch->count > 0;
 	for (nfds_t i = 0; i < watch->count; i++) {
 		struct fd *entry = watch->fds[i].fd >= 0 ? fd_entry(watch->fds[i].fd) : NULL;
 
@@ -51,7 +57,10 @@ static void look_up(struct watch *watch)
 			watch->channel[i] = channel_of(watch->fds[i].fd, entry);
 		if (watch->channel[i])
 			watch->first = watch->channel[i];
+		else
+			watch->all_channels = false;
 		watch->kernel[i] = watch->fds[i];
+		watch->kernel[i].revents = 0;
 		if (watch->channel[i])
 			watch->kernel[i].events = channel_kernel_events(watch->channel[i], watch->fds[i].events);
 	}
@@ -141,7 +150,10 @@ static int watch_loop(struct watch *watch, int64_t deadline, const sigset_t *mas
 			arm(watch);
 			now = rings_ready(watch);
 		}
-		ready = wait_any(watch->kernel, watch->count, now ? 0 : wait_limit(watch->first, deadline), mask);
+		if (now && deadline > start && watch->all_channels && without_kernel++ % (WITHOUT_KERNEL + 1))
+			ready = 0; /* the kernel is not asked this time */
+		else
+			ready = wait_any(watch->kernel, watch->count, now ? 0 : wait_limit(watch->first, deadline), mask);
 		if (watch->first && !now)
 			wait_slept(watch->first, monotonic_ns() - start);
 		if (ready < 0)
