@@ -9,7 +9,6 @@ agents tell it the rest.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -22,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab import control, daemon_file, doorbell, doorbell_keeper, pid_file
+from lab import control, daemon_file, doorbell, doorbell_keeper, service
 from lab.broker import HeapBroker
 from lab.control_server import ControlServer, Operation
 from lab.daemon_file import DaemonFile, HeapEntry
@@ -215,26 +214,13 @@ def _rules_of(file: DaemonFile) -> Rules:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lab.daemon", description="The daemon of a hyperheap lab.")
-    parser.add_argument("--lab-dir", type=Path, required=True, help="the lab's runtime directory")
-    parser.add_argument("--debug", action="store_true", help="log every announcement")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    return service.run(
+        argv,
+        module="lab.daemon",
+        what="the lab's daemon",
+        pid_name="daemon.pid",
+        serve=lambda lab_dir: Daemon(lab_dir).run(),
     )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-
-    async def serve() -> None:
-        await Daemon(arguments.lab_dir).run()
-
-    try:
-        with pid_file.hold(arguments.lab_dir / "daemon.pid", "the lab's daemon"):
-            asyncio.run(serve())
-    except (LabError, OSError) as error:
-        log.critical("%s", error)
-        return error.exit_code if isinstance(error, LabError) else 1
-    return 0
 
 
 if __name__ == "__main__":

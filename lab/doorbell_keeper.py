@@ -9,7 +9,6 @@ serves the heaps of `daemon.json`, and reads that again when the daemon asks it 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab import control, daemon_file, pid_file
+from lab import control, daemon_file, service
 from lab.control_server import ControlServer
 from lab.daemon_file import HeapEntry
 from lab.doorbell import DoorbellServer
@@ -132,22 +131,13 @@ def ensure(lab_dir: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the keeper; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lab.doorbell_keeper", description="Serves a lab's doorbells.")
-    parser.add_argument("--lab-dir", type=Path, required=True, help="the lab's runtime directory")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-
-    async def serve() -> None:
-        await Keeper(arguments.lab_dir).run()
-
-    try:
-        with pid_file.hold(arguments.lab_dir / "doorbells.pid", "the lab's doorbell keeper"):
-            asyncio.run(serve())
-    except (LabError, OSError) as error:
-        log.critical("%s", error)
-        return error.exit_code if isinstance(error, LabError) else 1
-    return 0
+    return service.run(
+        argv,
+        module="lab.doorbell_keeper",
+        what="the lab's doorbell keeper",
+        pid_name="doorbells.pid",
+        serve=lambda lab_dir: Keeper(lab_dir).run(),
+    )
 
 
 if __name__ == "__main__":
