@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test setup packages unit e2e lint check-c format docs build upgrade clean distclean
+.PHONY: help demo bench conformance test setup packages unit e2e lint check-c format docs build upgrade clean distclean
 
 # The Python that .venv is made with; empty: the first one that is new enough.
 PYTHON ?=
@@ -20,13 +20,18 @@ SOURCES := lab guest_agent ivshmem meson.build pyproject.toml
 help:  ## List the targets.
 	@echo "hyperheap: a QEMU lab whose guests' TCP streams move through shared memory"
 	@echo
-	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: setup  ## Set everything up and see programs talk through memory.
 	@$(BIN)/lab demo examples/hello.yaml
 
 bench: setup  ## Measure a lab; needs a machine that does nothing else.
 	@$(BIN)/python tests/bench/guests.py examples/hello.yaml
+
+# SUITES="nginx test_ssl" runs only those; ARGS=--json prints the report for programs.
+conformance: setup  ## Compare other people's tests with and without the shim (25 minutes).
+	@.ci/packages tests/conformance/packages.txt
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m conformance $(ARGS) $(SUITES)
 
 test: lint check-c unit e2e  ## Set everything up and run every check and test.
 
@@ -47,6 +52,7 @@ lint: setup  ## Run the linters and the type checker.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "make: some files are not formatted; to mend it: make format" >&2; exit 1; }
 	@$(BIN)/mypy
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/ansible-lint --offline -q playbooks
 
 check-c: setup  ## Compile with gcc and clang, every warning an error.
 	@.ci/check-c

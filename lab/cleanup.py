@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import domain, libvirtd, netns, network, process
+from lab import domain, libvirtd, netns, network, process, uplink
 from lab.errors import LabError
 from lab.paths import LabPaths
 
@@ -37,6 +37,7 @@ def remove_everything(lab: LabPaths, connect: str | None = None) -> bool:
             changed = network.remove_all(connection, lab.lab) or bool(guests)
     changed |= _end_processes(lab)
     changed |= netns.remove(lab.netns)
+    changed |= uplink.remove(lab)
     _remove_cgroups(lab)
     changed |= _remove_heaps(lab)
     for directory in (lab.disks, lab.root):

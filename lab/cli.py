@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from lab import __version__
 from lab.commands.options import Invocation, topology_option
@@ -34,17 +35,36 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
+    "init": Verb("lab.commands.init:init", "Write a topology to start from, with comments."),
     "doctor": Verb("lab.commands.doctor:doctor", "See whether this machine can run labs, and what to mend."),
     "validate": Verb("lab.commands.validate:validate", "Check a topology file and start nothing."),
+    "schema": Verb("lab.commands.schema:schema", "Print the JSON Schema of topology files, for editors."),
+    "graph": Verb("lab.commands.graph:graph", "Draw the lab: guests, networks, heaps, and live paths."),
     "image": Verb("lab.commands.image:image", "Build, list and remove the images that guests boot."),
     "up": Verb("lab.commands.up:up", "Bring a lab up and wait until every guest is ready."),
     "down": Verb("lab.commands.down:down", "Take a lab down and leave nothing of it behind."),
     "status": Verb("lab.commands.status:status", "Show what each guest of the lab is doing."),
     "exec": Verb("lab.commands.exec:execute", "Run a command in a guest."),
     "ssh": Verb("lab.commands.ssh:ssh", "Open a shell in a guest."),
+    "shell": Verb("lab.commands.shell:shell", "Run a command, or lines, in several guests at once."),
+    "cp": Verb("lab.commands.cp:cp", "Copy files between the host and guests."),
+    "sync": Verb("lab.commands.sync:sync", "Make directories of host and guest alike, with rsync."),
+    "ssh-config": Verb("lab.commands.ssh_config:ssh_config", "Print the guests as hosts for OpenSSH."),
     "console": Verb("lab.commands.console:console", "Attach this terminal to a guest's serial console."),
     "logs": Verb("lab.commands.logs:logs", "Show what a guest, its agent or the lab's daemons logged."),
     "sockets": Verb("lab.commands.sockets:sockets", "List the connections that the registry knows."),
+    "inventory": Verb("lab.commands.inventory:inventory", "Print the lab as an inventory of Ansible."),
+    "play": Verb("lab.commands.play:play", "Run an Ansible playbook against the guests."),
+    "completion": Verb("lab.commands.completion:completion", "Print the completion of a shell."),
+    "top": Verb("lab.commands.top:top", "Watch what the guests use."),
+    "stats": Verb("lab.commands.stats:stats", "Show what each guest has used."),
+    "events": Verb("lab.commands.events:events", "Print what happens in the lab, as JSON lines."),
+    "metrics": Verb("lab.commands.metrics:metrics", "Print or serve the lab's counters for Prometheus."),
+    "link": Verb("lab.commands.link:link", "Impair, cut and mend a guest's link to a network."),
+    "forward": Verb(
+        "lab.commands.forward:forward", "Publish a port of a guest on this host's loopback address."
+    ),
+    "capture": Verb("lab.commands.capture:capture", "Record the packets of a link."),
     "demo": Verb(
         "lab.commands.demo:demo", "Run unmodified programs in a lab and show what carried their bytes."
     ),
@@ -62,10 +82,26 @@ class LazyGroup(click.Group):
         """The command of a verb, or None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
+        is_completing = ctx.resilient_parsing
+        if is_completing:
+            from lab import completion
+
+            completion.put_off_services()
         module, _, function = VERBS[cmd_name].target.partition(":")
         command = getattr(importlib.import_module(module), function)
         assert isinstance(command, click.Command)
+        if is_completing:
+            completion.teach(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs that begin so, with their summaries; the options of `lab` after a hyphen."""
+        verbs = [
+            CompletionItem(name, help=verb.summary)
+            for name, verb in VERBS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of verbs, without importing any of them."""
@@ -110,7 +146,8 @@ def cli(ctx: click.Context, connect: str | None) -> None:
       lab -t examples/hello.yaml exec client -- ping -c 1 server
       lab down examples/hello.yaml
 
-    Without --topology, verbs use the file lab.yaml in the current directory.
+    Without --topology, verbs use the file that LAB_TOPOLOGY names in the environment, or lab.yaml in the
+    current directory. `lab VERB --help` explains a verb, with examples.
     """
     ctx.ensure_object(Invocation).connect = connect
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":

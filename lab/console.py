@@ -37,6 +37,15 @@ def last_lines(log: Path, count: int = 15) -> tuple[str, ...]:
     return tuple(line for line in lines if line)[-count:]
 
 
+def text_of(log: Path) -> str:
+    """All of a console log, cleaned of control sequences; empty if there is no log."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(_CONTROL.sub("", line).rstrip() for line in text.splitlines())
+
+
 def attach(topology: Topology, guest: str) -> int:
     """Connect this terminal to the guest's serial console until Ctrl-] or the guest's end; returns the exit
     code of the verb.

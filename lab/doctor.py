@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ivshmem import artifacts
-from lab import accelerator, image, libvirtd, paths
+from lab import accelerator, image, libvirtd, link, paths
 from lab.errors import LabError
 from lab.progress import Progress
 from lab.topology import Topology
@@ -73,6 +73,7 @@ def examine(progress: Progress, *, topology: Topology | None = None, quick: bool
         ("C parts", _check_artifacts),
         ("cgroups", _check_cgroups),
         ("room", lambda: _check_room(topology)),
+        ("networks", lambda: _check_networks(topology)),
         ("image", _check_images),
         ("accelerator", lambda: _check_accelerator(progress, quick=quick)),
         ("labs", _check_labs),
@@ -262,6 +263,25 @@ def _available_memory() -> int:
 
 def _rough(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size // MIB} MiB"
+
+
+def _check_networks(topology: Topology | None) -> Iterator[Finding]:
+    routed = [each.name for each in topology.networks.values() if each.uplink == "nat"] if topology else []
+    if routed and find_program("iptables") is None:
+        yield Finding(
+            Level.MISSING,
+            "networks",
+            f"the uplink of network {routed[0]} needs iptables",
+            "apt-get update && apt-get install --yes iptables",
+        )
+    if os.geteuid() != 0:
+        return
+    if link.has_netem():
+        yield Finding(Level.OK, "networks", "the kernel impairs links (netem)")
+    else:
+        yield Finding(
+            Level.OK, "networks", "the kernel has no netem; `lab link set` does it by a process, less exactly"
+        )
 
 
 def _check_images() -> Iterator[Finding]:

@@ -100,6 +100,7 @@ def xml(topology: Topology, guest: Guest, boot: Boot) -> str:
     interfaces = [
         {
             "mac": interface.mac,
+            "mtu": topology.networks[interface.network].mtu,
             "libvirt_network": network.libvirt_name(topology.name, interface.network),
             "tap": tap_name(topology.name, guest.name, index),
         }

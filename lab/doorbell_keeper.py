@@ -10,6 +10,7 @@ serves the heaps of `daemon.json`, and reads that again when the daemon asks it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -26,6 +27,8 @@ from lab.doorbell import DoorbellServer
 from lab.errors import LabError
 from lab.heap_file import HeapFile
 
+LOOK_SECONDS = 2.0
+"""How often the keeper looks whether its lab still exists."""
 START_TIMEOUT = 30.0
 """Seconds until the keeper answers; it does in half a second, but a busy host does nothing at once."""
 
@@ -51,10 +54,17 @@ class Keeper:
         try:
             await self._serve_heaps()
             async with ControlServer(self._dir / "doorbells.sock", operations):
-                await self._stop.wait()
+                await self._until_stopped()
         finally:
             for name in list(self._entries):
                 await self._close(name)
+
+    async def _until_stopped(self) -> None:
+        """Until somebody says so, or the lab's directory is gone: then so is the lab."""
+        while self._dir.exists():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), LOOK_SECONDS)
+                return
 
     async def _serve_heaps(self) -> None:
         wanted = {entry.name: entry for entry in daemon_file.read(self._dir / "daemon.json").heaps}

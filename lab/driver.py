@@ -19,31 +19,51 @@ def build(image: Image) -> Path | None:
     """The driver for the image's kernel, compiled now unless these sources were before. None if there are
     no sources.
     """
-    sources = sorted(
+    kmod, headers = sources()
+    if not any(path.suffix == ".c" for path in kmod):
+        return None
+    built = _built_path(image)
+    if not built.exists():
+        built.parent.mkdir(parents=True, exist_ok=True)
+        _compile(image, kmod, headers, built)
+    return built
+
+
+def find_built(image: Image) -> Path | None:
+    """The driver for the image's kernel if these sources were compiled for it before."""
+    built = _built_path(image)
+    return built if built.exists() else None
+
+
+def sources() -> tuple[list[Path], list[Path]]:
+    """The driver's own files, and the headers that it includes as `hyperheap/NAME`."""
+    kmod = sorted(
         path
         for path in artifacts.kmod_sources().glob("*")
         if path.suffix in {".c", ".h"} or path.name == "Kbuild"
     )
-    headers = sorted((artifacts.include_dir() / "hyperheap").glob("*.h"))
-    if not any(path.suffix == ".c" for path in sources):
-        return None
+    return kmod, sorted((artifacts.include_dir() / "hyperheap").glob("*.h"))
+
+
+def source_digest() -> str:
+    """32 hex digits that change whenever a source does."""
     digest = hashlib.sha256()
-    for path in [*sources, *headers]:
+    for path in [each for files in sources() for each in files]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    built = image.directory / "driver" / digest.hexdigest()[:32] / NAME
-    if not built.exists():
-        built.parent.mkdir(parents=True, exist_ok=True)
-        _compile(image, sources, headers, built)
-    return built
+    return digest.hexdigest()[:32]
 
 
-def _compile(image: Image, sources: list[Path], headers: list[Path], built: Path) -> None:
+def _built_path(image: Image) -> Path:
+    return image.directory / "driver" / source_digest() / NAME
+
+
+def _compile(image: Image, kmod: list[Path], headers: list[Path], built: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="hyperheap-driver-") as scratch:
         # The Kbuild file finds the headers where they are in the source tree: beside its own directory.
         modules, include = Path(scratch) / "kmod", Path(scratch) / "include" / "hyperheap"
         modules.mkdir()
         include.mkdir(parents=True)
-        for path in sources:
+        for path in kmod:
             shutil.copy(path, modules)
         for path in headers:
             shutil.copy(path, include)

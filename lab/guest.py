@@ -18,7 +18,8 @@ from lab.paths import LabPaths
 from lab.ssh_session import Session
 from lab.topology import Topology
 
-_PORT = 22
+#: Of every guest.
+SSH_PORT = 22
 
 #: Seconds. A guest that is up accepts at once, but a busy TCG guest does nothing at once.
 _CONNECT_TIMEOUT = 20.0
@@ -44,7 +45,7 @@ def open_session(topology: Topology, guest: str) -> Session:
     if not (lab.private_key.exists() and host_key.exists()):
         raise LabError(f"lab {topology.name} is not up", cure="lab up")
     try:
-        connection = netns.open_connection(lab.netns_file, address, _PORT, _CONNECT_TIMEOUT)
+        connection = netns.open_connection(lab.netns_file, address, SSH_PORT, _CONNECT_TIMEOUT)
     except OSError as error:
         raise LabError(
             f"guest {guest} does not answer at {address}: {error.strerror or error}", cure="lab status"
@@ -97,33 +98,27 @@ def ssh_argv(topology: Topology, guest: str, argv: Sequence[str] = ()) -> list[s
     address = str(topology.guest(guest).address)
     if not lab.private_key.exists():
         raise LabError(f"lab {topology.name} is not up", cure="lab up")
+    words = ["ssh", "-F", "none"]
+    for name, value in ssh_options(lab).items():
+        words += ["-o", f"{name}={value}"]
+    if argv and sys.stdin.isatty():
+        words.append("-t")
+    words += ["-l", "root", "--", address]
+    return [*words, shlex.join(argv)] if argv else words
+
+
+def ssh_options(lab: LabPaths) -> dict[str, str]:
+    """The options with which any OpenSSH program reaches the lab's guests by their addresses."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    proxy = [
-        "env",
-        f"PYTHONPATH={path}",
-        sys.executable,
-        "-P",
-        "-m",
-        "lab.proxy",
-        str(lab.netns_file),
-        "%h",
-        "%p",
-    ]
-    options = {
-        "ProxyCommand": shlex.join(proxy),
+    proxy = ["env", f"PYTHONPATH={path}", sys.executable, "-P", "-m", "lab.proxy", str(lab.netns_file)]
+    return {
+        "ProxyCommand": f"{shlex.join(proxy)} %h %p",
         "IdentityFile": str(lab.private_key),
         "IdentitiesOnly": "yes",
         "UserKnownHostsFile": str(lab.known_hosts),
         "StrictHostKeyChecking": "yes",
         "LogLevel": "ERROR",
     }
-    words = ["ssh", "-F", "none"]
-    for name, value in options.items():
-        words += ["-o", f"{name}={value}"]
-    if argv and sys.stdin.isatty():
-        words.append("-t")
-    words += ["-l", "root", "--", address]
-    return [*words, shlex.join(argv)] if argv else words
 
 
 def ssh(topology: Topology, guest: str, argv: Sequence[str] = ()) -> NoReturn:

@@ -28,6 +28,7 @@ from lab import (
     recipe,
     tools_disk,
     tsc,
+    uplink,
 )
 from lab.cleanup import remove_everything
 from lab.errors import UserError
@@ -158,6 +159,7 @@ class _Up:
             libvirtd.start(self.lab)
         with libvirtd.connect(self.lab, self.connect) as connection:
             network.ensure(connection, self.topology)
+        uplink.ensure(self.topology, self.connect)
 
     def _prepare_disks(self, built: Image, guests: Iterable[Guest]) -> None:
         authorized = keys.ensure(self.lab.private_key) + "\n"

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivshmem import artifacts
-from lab import driver
+from lab import driver, uplink
 from lab.image import Image, make_disk
 from lab.recipe import GUEST_FILES
 from lab.topology import Guest, Topology
@@ -116,6 +116,7 @@ def own_files(topology: Topology, guest: Guest) -> dict[str, str]:
         if interface.address6 is not None:
             addresses.append(f"{interface.address6}/{interface.prefix6}")
         interfaces.append({"mac": interface.mac, "addresses": addresses})
+    gateway = topology.gateway(guest)
     description = {
         "version": 1,
         "lab": topology.name,
@@ -124,26 +125,39 @@ def own_files(topology: Topology, guest: Guest) -> dict[str, str]:
         "heaps": guest.heaps,
         "interfaces": interfaces,
         "hosts": {
-            name: [str(address) for address in other.addresses] for name, other in topology.guests.items()
+            name: [str(address) for address in topology.addresses_for(guest, other)]
+            for name, other in topology.guests.items()
         },
     }
-    lines = [" ".join([str(entry["mac"]), *entry["addresses"]]) for entry in interfaces]
+    lines = []
+    for entry, interface in zip(interfaces, guest.interfaces, strict=True):
+        way_out = [f"via={gateway.host_address}"] if gateway and gateway.name == interface.network else []
+        lines.append(" ".join([str(entry["mac"]), *entry["addresses"], *way_out]))
     return {
         "guest.json": json.dumps(description, indent=2) + "\n",
         "hostname": f"{guest.name}\n",
-        "hosts": hosts_table(topology),
+        "hosts": hosts_table(topology, guest),
         "interfaces": "".join(f"{line}\n" for line in lines),
+        "resolvers": uplink.resolvers() if gateway else "",
         "shim": f"{guest.shim}\n",
     }
 
 
-def hosts_table(topology: Topology) -> str:
-    """The /etc/hosts of all guests: each guest by its name, the host as `host`."""
+def hosts_table(topology: Topology, guest: Guest) -> str:
+    """The /etc/hosts of a guest: all guests by name, and the host as `host`, at addresses that it reaches.
+
+    `server` has the addresses of all networks that the two have in common, `server.lan` those on one of them.
+    """
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-    for guest in topology.guests.values():
-        lines += [f"{address} {guest.name}" for address in guest.addresses]
-    for network in topology.networks.values():
-        lines.append(f"{network.host_address} host")
+    own = [interface.network for interface in guest.interfaces]
+    for other in topology.guests.values():
+        for interface in other.interfaces:
+            if interface.network in own:
+                names = f"{other.name} {other.name}.{interface.network}"
+                lines += [f"{address} {names}" for address in interface.addresses]
+    for name in own:
+        network = topology.networks[name]
+        lines.append(f"{network.host_address} host host.{name}")
         if network.host_address6 is not None:
-            lines.append(f"{network.host_address6} host")
+            lines.append(f"{network.host_address6} host host.{name}")
     return "\n".join(lines) + "\n"

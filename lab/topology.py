@@ -19,6 +19,7 @@ from lab.errors import UserError
 
 ShimMode = Literal["all", "run"]
 UpgradeMode = Literal["at-once", "after", "never"]
+UplinkMode = Literal["none", "nat"]
 
 
 class _Model(BaseModel):
@@ -40,6 +41,10 @@ class Network(_Model):
     name: str
     subnet: IPv4Network
     subnet6: IPv6Network | None
+    uplink: UplinkMode = "none"
+    """`nat`: its guests reach what the host reaches, by IPv4; `none`: this segment and the host."""
+    mtu: int = 1500
+    """The largest IP packet, in bytes."""
 
     @property
     def host_address(self) -> IPv4Address:
@@ -83,6 +88,8 @@ class Guest(_Model):
     """Names of the heaps of which the guest is a member."""
     shim: ShimMode
     """`all`: every program of the guest has the shim; `run`: those started by `lab-run`."""
+    groups: tuple[str, ...] = ()
+    """What Ansible's inventory also calls the guest. Nothing in the lab depends on them."""
 
     @property
     def address(self) -> IPv4Address:
@@ -144,11 +151,28 @@ class Topology(_Model):
             known = ", ".join(self.guests)
             raise UserError(f"lab {self.name} has no guest {name!r}; its guests are {known}") from None
 
+    def addresses_for(self, guest: Guest, other: Guest) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The addresses of `other` that `guest` reaches: those on networks that both are on."""
+        own = {interface.network for interface in guest.interfaces}
+        return tuple(
+            address
+            for interface in other.interfaces
+            if interface.network in own
+            for address in interface.addresses
+        )
+
+    def gateway(self, guest: Guest) -> Network | None:
+        """The network by which the guest reaches the world: the first of its own that has an uplink."""
+        own = (self.networks[interface.network] for interface in guest.interfaces)
+        return next((network for network in own if network.uplink != "none"), None)
+
     def members(self, heap: Heap) -> Iterator[Guest]:
         """The guests that are members of the heap."""
         return (self.guests[name] for name in heap.members)
 
     def digest(self) -> str:
         """64 hex digits that are equal for topologies that mean the same, however they are written."""
-        meaning = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        labels = {"guests": {"__all__": {"groups"}}}  # they may change while the lab runs
+        data = self.model_dump(mode="json", exclude=labels)
+        meaning = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(meaning.encode()).hexdigest()

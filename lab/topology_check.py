@@ -29,11 +29,20 @@ from lab.topology_values import describe, did_you_mean, format_size, listing, sh
 from lab.topology_yaml import Finding, Location
 
 PAGE = 4096
+
+#: The smallest MTU that IPv6 allows (RFC 8200, section 5).
+IPV6_MTU = 1280
 RESERVED_GUESTS = {
     EVERYBODY: "means every guest",
     "host": "is the name of the machine that runs the lab",
     "localhost": "is each guest's name for itself",
 }
+RESERVED_GROUPS = {
+    "all": "is Ansible's group of every guest",
+    "ungrouped": "is Ansible's group of guests without a group",
+    "lab": "is the inventory's group of every guest",
+}
+_GENERATED_GROUPS = ("network-", "heap-")
 _LIMITS = {"guests": 1000, "networks": 64, "heaps": 64}
 _KEY_ERROR = "[key]"
 
@@ -134,6 +143,8 @@ _ELSEWHERE = {
     "ip": "the key for an IPv4 address is `address`",
     "ipv6": "the key for an IPv6 address is `address6`",
     "address": "addresses are given per network: `networks: {lan: {address: ...}}`",
+    "vlan": "a network passes tagged frames on; guests make their own VLANs (docs/operations.md)",
+    "nat": "the key for a way out is `uplink: nat`",
     "cidr": "the key for a network's addresses is `subnet`",
     "nodes": "the key for virtual machines is `guests`",
     "vms": "the key for virtual machines is `guests`",
@@ -193,6 +204,7 @@ class _Comparison:
         """All of them."""
         return [
             *self._guests(),
+            *self._groups(),
             *self._references(),
             *self._heaps(),
             *self._subnets(),
@@ -210,6 +222,22 @@ class _Comparison:
         for name, why in RESERVED_GUESTS.items():
             if name in self._spec.guests:
                 yield Finding(("guests", name), f"the name {name!r} {why}; choose another name")
+
+    def _groups(self) -> Iterator[Finding]:
+        for guest_name, guest in self._spec.guests.items():
+            for index, name in enumerate(guest.groups):
+                where: Location = ("guests", guest_name, "groups", index)
+                if name in guest.groups[:index]:
+                    yield Finding(where, f"group {name!r} is listed twice; each name once")
+                elif name in RESERVED_GROUPS:
+                    yield Finding(where, f"the name {name!r} {RESERVED_GROUPS[name]}; choose another name")
+                elif name in self._names.guests:
+                    yield Finding(where, f"{name!r} is the name of a guest; choose another name")
+                elif name.startswith(_GENERATED_GROUPS):
+                    kind = name.partition("-")[0]
+                    yield Finding(
+                        where, f"groups that begin with '{kind}-' are made from {kind}s; choose another name"
+                    )
 
     def _references(self) -> Iterator[Finding]:
         # Without a section of their own, networks are the default one.
@@ -263,6 +291,12 @@ class _Comparison:
                         break
                 seen.append((name, key, subnet))
             yield from self._room(name, network)
+            if network.subnet6 is not None and network.mtu < IPV6_MTU:
+                yield Finding(
+                    ("networks", name, "mtu"),
+                    f"{network.mtu} is too small for IPv6, which network {name!r} has; {IPV6_MTU} or more, "
+                    "or no subnet6",
+                )
         unnumbered = [name for name, network in self._spec.networks.items() if network.subnet is None]
         free = list(islice(free_subnets(self._spec.networks.values()), len(unnumbered)))
         for name in unnumbered[len(free) :]:

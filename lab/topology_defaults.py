@@ -39,6 +39,7 @@ def decide(spec: TopologySpec) -> Topology:
             interfaces=tuple(interfaces[name]),
             heaps=tuple(heap.name for heap in heaps.values() if name in heap.members),
             shim="all" if guest.shim == "all" else "run",
+            groups=tuple(guest.groups),
         )
         for name, guest in spec.guests.items()
     }
@@ -66,7 +67,13 @@ def _decide_networks(specs: Mapping[str, NetworkSpec]) -> dict[str, Network]:
     networks = {}
     for name, spec in specs.items():
         subnet = spec.subnet if spec.subnet is not None else next(free)
-        networks[name] = Network(name=name, subnet=subnet, subnet6=spec.subnet6)
+        networks[name] = Network(
+            name=name,
+            subnet=subnet,
+            subnet6=spec.subnet6,
+            uplink="nat" if spec.uplink == "nat" else "none",
+            mtu=spec.mtu,
+        )
     return networks
 
 

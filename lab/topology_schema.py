@@ -36,6 +36,7 @@ LabName = Annotated[str, name_value(24)]
 NetworkName = Annotated[str, name_value(12)]
 HeapName = Annotated[str, name_value(24)]
 GuestName = Annotated[str, name_value(32)]
+GroupName = Annotated[str, name_value(32)]
 
 DEFAULT_MEMORY = 384 * MIB
 DEFAULT_HEAP_SIZE = 64 * MIB
@@ -116,6 +117,14 @@ class NetworkSpec(Spec):
     subnet6: Annotated[IPv6Network, subnet6_value()] | None = Field(
         default=None, description="Default: no IPv6 on this network."
     )
+    uplink: Annotated[str, choice_value("none", "nat")] = Field(
+        default="none",
+        description="`nat`: the guests reach what the host reaches, by IPv4, under the host's address. "
+        "`none`: they reach each other and the host, and no other network.",
+    )
+    mtu: Annotated[int, count_value(576, 65535)] = Field(
+        default=1500, description="The largest IP packet; at least 1280 on a network with IPv6."
+    )
 
     @classmethod
     def abbreviation(cls, value: object) -> object:
@@ -195,6 +204,11 @@ class GuestSpec(Spec):
         default="run",
         description="Which programs move their TCP streams through memory: those that `lab-run` starts "
         "(`run`), or every program of the guest (`all`).",
+    )
+    groups: Annotated[list[GroupName], BeforeValidator(_names)] = Field(
+        default=[],
+        description="Groups of Ansible's inventory that the guest is in, besides those of its networks and "
+        "heaps (docs/ansible.md). They may change while the lab runs.",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ _UNITS = {"": 1, "b": 1}
 for _letter, _factor in (("k", KIB), ("m", MIB), ("g", GIB), ("t", TIB)):
     _UNITS |= {_letter: _factor, f"{_letter}i": _factor, f"{_letter}ib": _factor}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+_SIZE_PATTERN = r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]([iI][bB]?)?|[bB])?\s*$"
 _LABEL = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
@@ -34,11 +35,15 @@ class InvalidValueError(Exception):
 class Value:
     """Metadata of an annotation: reads a value with `read`, which raises `InvalidValueError`.
 
-    `valid` says in a few words what is valid.
+    `valid` says in a few words what is valid. `schema` says it as JSON Schema, as far as that can; it never
+    refuses what `read` takes.
     """
 
-    def __init__(self, valid: str, read: Callable[[object], Any]) -> None:
+    def __init__(
+        self, valid: str, read: Callable[[object], Any], schema: Mapping[str, Any] | None = None
+    ) -> None:
         self.valid = valid
+        self.schema = dict(schema or {})
         self._read = read
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -114,6 +119,7 @@ def name_value(limit: int) -> Value:
     return Value(
         f"lower-case letters, digits and hyphens, a letter first, no hyphen last, at most {limit} characters",
         read,
+        _pattern(_LABEL) | {"maxLength": limit},
     )
 
 
@@ -141,7 +147,11 @@ def size_value(
             raise InvalidValueError(f"{format_size(size)} is not a multiple of {format_size(multiple)}")
         return size
 
-    return Value(valid, read)
+    number: dict[str, Any] = {"type": "integer", "minimum": 0 if zero else low, "maximum": high}
+    if multiple > 1:
+        number["multipleOf"] = multiple
+    text = {"type": "string", "pattern": _SIZE_PATTERN, "examples": [example]}
+    return Value(valid, read, {"anyOf": [text, number]})
 
 
 def parse_size(value: object) -> int:
@@ -178,7 +188,8 @@ def count_value(low: int, high: int) -> Value:
             raise InvalidValueError(f"{value} is out of range")
         return value
 
-    return Value(f"a whole number from {low} to {high}", read)
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Value(f"a whole number from {low} to {high}", read, schema)
 
 
 def choice_value(*choices: str) -> Value:
@@ -191,7 +202,8 @@ def choice_value(*choices: str) -> Value:
         raise InvalidValueError(f"is {describe(value)}{hint}")
 
     words = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
-    return Value(words if len(choices) > 1 else f"only {choices[0]} is valid", read)
+    valid = words if len(choices) > 1 else f"only {choices[0]} is valid"
+    return Value(valid, read, {"enum": list(choices)})
 
 
 def package_value() -> Value:
@@ -203,7 +215,8 @@ def package_value() -> Value:
             raise InvalidValueError(f"{shorten(text)!r} is not the name of a Debian package")
         return text
 
-    return Value("lower-case letters, digits and + - . , such as redis-server", read)
+    valid = "lower-case letters, digits and + - . , such as redis-server"
+    return Value(valid, read, _pattern(_PACKAGE))
 
 
 def subnet_value() -> Value:
@@ -218,7 +231,8 @@ def subnet_value() -> Value:
             raise InvalidValueError(f"{subnet} is reserved and cannot be given to guests")
         return subnet
 
-    return Value("an IPv4 network from /8 to /30, such as 10.77.0.0/24", read)
+    schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+){3}/([89]|[12][0-9]|30)$"}
+    return Value("an IPv4 network from /8 to /30, such as 10.77.0.0/24", read, schema)
 
 
 def subnet6_value() -> Value:
@@ -233,17 +247,26 @@ def subnet6_value() -> Value:
             raise InvalidValueError(f"{subnet} is reserved and cannot be given to guests")
         return subnet
 
-    return Value("an IPv6 network from /16 to /112, such as fd77::/64", read)
+    schema = {"type": "string", "pattern": "^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/[0-9]{2,3}$"}
+    return Value("an IPv6 network from /16 to /112, such as fd77::/64", read, schema)
 
 
 def address_value() -> Value:
     """An IPv4 address."""
-    return Value("an IPv4 address without a prefix length, such as 10.77.0.11", _address_reader(IPv4Address))
+    schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+){3}$"}
+    valid = "an IPv4 address without a prefix length, such as 10.77.0.11"
+    return Value(valid, _address_reader(IPv4Address), schema)
 
 
 def address6_value() -> Value:
     """An IPv6 address."""
-    return Value("an IPv6 address without a prefix length, such as fd77::11", _address_reader(IPv6Address))
+    schema = {"type": "string", "pattern": "^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*$"}
+    valid = "an IPv6 address without a prefix length, such as fd77::11"
+    return Value(valid, _address_reader(IPv6Address), schema)
+
+
+def _pattern(compiled: re.Pattern[str]) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^{compiled.pattern}$"}
 
 
 def _address_reader(kind: type[IPv4Address] | type[IPv6Address]) -> Callable[[object], Any]:

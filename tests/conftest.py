@@ -8,7 +8,7 @@ import pytest
 
 import lab
 
-pytest_plugins = ["local_agent"]
+pytest_plugins = ["local_agent", "pytester"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -340,6 +340,89 @@ def few_descriptors_left() -> None:
     assert right.recv(1) == b"x"
 
 
+def a_cleared_environment() -> None:
+    """nginx empties its environment; the agent is still where it was at the start."""
+    os.unsetenv("HYPERHEAP_RUN")
+    os.unsetenv("LD_PRELOAD")
+    upgraded_pair()
+
+
+def a_waiter_from_before_the_first_stream() -> None:
+    """Node.js has threads with event loops before it has a socket: they are no reason to stay on TCP."""
+    reader, writer = os.pipe()
+    with select.epoll() as bystander, select.epoll() as instance:
+        bystander.register(reader, select.EPOLLIN)
+        instance.register(reader, select.EPOLLIN)
+        check_bystander, check = wait_in_thread(bystander), wait_in_thread(instance)
+        left, right = upgraded_pair()
+        instance.register(right, select.EPOLLIN)
+        time.sleep(0.1)
+        left.send(b"1")
+        check()
+        assert right.recv(1) == b"1"
+        os.write(writer, b"2")
+        check_bystander()
+
+
+def a_sandbox() -> None:
+    """sshd's child forbids nearly all system calls and goes on with the streams that it has."""
+    kill, allow = struct.pack("=HBBI", 6, 0, 0, 0x80000000), struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)
+    forbidden = (41, 42, 46, 47, 54, 55, 72, 232, 233, 281, 291)  # x86-64: sockets, messages, options, epoll
+    code = [struct.pack("=HBBI", 0x20, 0, 0, 0)]  # the number of the call
+    for i, number in enumerate(forbidden):
+        code.append(struct.pack("=HBBI", 0x15, len(forbidden) - i, 0, number))
+    instructions = ctypes.create_string_buffer(b"".join([*code, allow, kill]))
+    filter_ = ctypes.create_string_buffer(
+        struct.pack("=HxxxxxxQ", len(code) + 2, ctypes.addressof(instructions))
+    )
+    left, right = pair()
+    reader, writer = os.pipe()
+    left.send(b"greeting")
+    assert os.read(right.fileno(), 100) == b"greeting"
+    pid = os.fork()
+    if pid == 0:
+        code_ = 1
+        try:
+            assert LIBC.prctl(38, 1, 0, 0, 0) == 0
+            assert LIBC.prctl(22, 2, filter_, 0, 0) == 0
+            while data := os.read(right.fileno(), 100):
+                select.select([right], [right], [], 0)
+                os.write(right.fileno(), data)
+            os.write(writer, b"done")
+            code_ = 0
+        finally:
+            os._exit(code_)
+    right.close()
+    for i in range(300):
+        left.send(b"%064d" % i)
+        assert left.recv(64, socket.MSG_WAITALL) == b"%064d" % i
+    left.shutdown(socket.SHUT_WR)
+    assert os.waitpid(pid, 0)[1] == 0, "the sandbox killed it"
+    assert os.read(reader, 10) == b"done"
+
+
+def sends_to_a_peer_that_has_closed() -> None:
+    """TCP takes one more, and says no to the second, as fast as the reset comes."""
+    for warm in (False, True):
+        left, right = upgraded_pair() if warm else pair()
+        if not warm:  # only the other direction has ever been used
+            for i in range(12):
+                left.send(b"%064d" % i)
+                assert right.recv(64, socket.MSG_WAITALL) == b"%064d" % i
+                time.sleep(0.02)
+            if EXPECT_SHARED:
+                assert shared_bytes(left) > 0
+        left.close()
+        time.sleep(0.001)
+        try:
+            for _ in range(4):
+                right.send(b"x")
+                time.sleep(0.0005)
+        except (BrokenPipeError, ConnectionResetError):
+            continue
+        raise AssertionError("the peer has closed, and takes what is sent")
+
+
 REGRESSIONS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
@@ -361,6 +444,10 @@ REGRESSIONS: dict[str, Callable[[], None]] = {
         hundreds_of_threads_asleep,
         idle_costs_nothing,
         few_descriptors_left,
+        a_cleared_environment,
+        a_waiter_from_before_the_first_stream,
+        a_sandbox,
+        sends_to_a_peer_that_has_closed,
     )
 }
 

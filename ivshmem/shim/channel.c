@@ -123,6 +123,9 @@ void channel_release(struct channel *channel)
 	if (hh_fetch_sub(&channel->claims, 1) == 1) {
 		sigset_t saved;
 
+		/* Perhaps nobody reads any more: TCP knows, and answers the next send with a reset, so the peer should ask it. If
+		 * another process goes on reading, it says so again. */
+		hh_store_release(&channel->rx.shared->want, HH_PATH_NETWORK); /* R5 <-> A5 */
 		process_lock(&saved);
 		if (hh_load(&channel->claims) == 0 && unlink_channel(channel))
 			put_locked(channel);
@@ -527,10 +530,8 @@ ssize_t channel_receive(struct channel *channel, int fd, const struct iovec *iov
 	if (!enter(channel, &outer))
 		return -EINTR;
 	hh_rx_lock(rx, &channel->rx);
-	if (unlikely(!channel->receives)) {
-		channel->receives = true;
+	if (unlikely(hh_load(&channel->rx.shared->want) != HH_PATH_SHARED))
 		hh_store_release(&channel->rx.shared->want, HH_PATH_SHARED); /* R5 <-> A5 */
-	}
 	if (unlikely(hh_load(&channel->end->cookie) != channel->cookie))
 		got = -ECONNRESET; /* the agent has given the end away */
 	else
@@ -700,13 +701,12 @@ static bool ring_readable(struct channel *channel, int fd)
 
 	if (likely(rx->path == HH_PATH_SHARED && hh_load(&channel->rx.shared->head) != hh_load(&rx->tail)))
 		return true;
-	if (hh_load(&channel->rx.shared->epochs) == hh_load(&rx->epochs) && channel->receives)
+	if (hh_load(&channel->rx.shared->epochs) == hh_load(&rx->epochs) &&
+	    hh_load(&channel->rx.shared->want) == HH_PATH_SHARED)
 		return channel->end->error || hh_load(&channel->end->gone) == HH_GONE_VANISHED;
 	hh_rx_lock(rx, &channel->rx);
-	if (!channel->receives) {
-		channel->receives = true;
+	if (hh_load(&channel->rx.shared->want) != HH_PATH_SHARED)
 		hh_store_release(&channel->rx.shared->want, HH_PATH_SHARED); /* R5 <-> A5 */
-	}
 	for (int passes = 0; passes < PASSES_MAX && hh_rx_pending(rx, &channel->rx, &position) > 0; passes++) {
 		if (rx->path == HH_PATH_NETWORK ? !tcp_drained(fd, position) : hh_rx_available(rx, &channel->rx) != 0)
 			break;

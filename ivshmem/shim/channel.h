@@ -29,7 +29,6 @@ struct channel {
 	bool full;        /* a send found too little space since edge-triggered EPOLLOUT was last reported */
 	int tcp_error;    /* that TCP has said, to be told when the ring is empty */
 	bool finished;    /* TCP has had the peer's FIN while the ring was full */
-	bool receives;    /* this process has let the peer know that it can take the ring */
 	struct channel *next;
 };
 

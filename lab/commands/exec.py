@@ -7,7 +7,7 @@ import sys
 import click
 
 from lab import guest as service
-from lab.commands.options import Invocation, pass_invocation, topology_option
+from lab.commands.options import Invocation, open_input, pass_invocation, topology_option
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -41,7 +41,7 @@ def execute(
         invocation.load(),
         guest,
         command[1:] if command[0] == "--" else command,
-        stdin=sys.stdin.buffer if interactive else None,
+        stdin=open_input() if interactive else None,
         stdout=sys.stdout.buffer,
         stderr=sys.stderr.buffer,
         timeout=timeout,

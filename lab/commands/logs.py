@@ -28,11 +28,14 @@ _OF_LAB = ("daemon", "libvirt")
 def logs(invocation: Invocation, guest: str | None, source: str | None, follow: bool) -> None:
     """Show what a guest, its agent or the lab's daemons logged.
 
+    The console of a guest has its kernel and its services from the first moment on, and is there when the
+    guest does not answer. Logs end with the lab; to keep them, see playbooks/collect.yml.
+
     \b
     Examples:
       lab logs client
       lab logs --source agent client
-      lab logs --follow
+      lab logs --source daemon --follow
     """
     source = source or (_OF_GUEST if guest else _OF_LAB)[0]
     if (guest is None) == (source in _OF_GUEST):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -26,10 +27,14 @@ class Invocation:
     connect: str | None = None
 
     def find_file(self) -> Path:
-        """The topology file to use. Raises `UserError` if none was named and there is no lab.yaml."""
+        """The topology file to use: the one that was named, or LAB_TOPOLOGY, or lab.yaml. Raises `UserError`
+        if there is none.
+        """
         from lab.topology_file import find_topology
 
-        return find_topology(self.topology_file, Path.cwd())
+        by_environment = os.environ.get("LAB_TOPOLOGY")
+        named = self.topology_file or (Path(by_environment) if by_environment else None)
+        return find_topology(named, Path.cwd())
 
     def load(self) -> Topology:
         """The topology to use. Raises `TopologyError` with all its faults."""
@@ -56,7 +61,7 @@ def topology_option(function: Function) -> Function:
         expose_value=False,
         is_eager=True,
         callback=_keep_topology,
-        help="The topology of the lab. Default: lab.yaml in the current directory.",
+        help="The topology of the lab. Default: $LAB_TOPOLOGY, or lab.yaml in the current directory.",
     )(function)
 
 
@@ -88,6 +93,14 @@ def _with_sudo() -> str:
     import shlex
 
     return shlex.join(["sudo", *sys.argv])
+
+
+def open_input() -> BinaryIO:
+    """This process's input, for a thread that may still read from it when all else is done.
+
+    Not `sys.stdin.buffer`: Python dies at its end if a thread has the lock of that.
+    """
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
 
 
 def print_json(data: object) -> None:

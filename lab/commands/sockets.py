@@ -22,13 +22,14 @@ from lab.commands.options import (
 def sockets(invocation: Invocation, as_json: bool) -> None:
     """List the connections that the registry knows, those that ended included.
 
-    For each: both ends, their programs, the fast path that was chosen, the path that carried the bytes,
-    and the bytes to the server and to the client on each path.
+    For each: both ends, their programs, the fast path that was chosen (SharedHypervisor: a heap; SharedVM
+    and SharedOS: memory of one guest; External: none), the path that carried most bytes, and the bytes to
+    the server / to the client on each path. Connections that ended before they were announced are not here.
 
     \b
     Examples:
       lab sockets
-      lab sockets --json examples/hello.yaml
+      lab sockets --json examples/hello.yaml | jq '.[] | select(.ended == null)'
     """
     rows = service.collect(invocation.load().name)
     if as_json:

@@ -16,6 +16,9 @@ from lab.commands.options import Invocation, pass_invocation, topology_option
 def ssh(invocation: Invocation, guest: str, command: tuple[str, ...]) -> None:
     """Open a shell in a guest, as root, with the host's ssh.
 
+    The terminal is the guest's, with its size and its keys; ssh's escapes (~. and others) work. With a
+    command, that is run instead, and the exit code is its own; 255 if the connection is lost.
+
     \b
     Examples:
       lab ssh client

@@ -24,10 +24,15 @@ from lab.commands.options import (
 def status(invocation: Invocation, as_json: bool) -> None:
     """Show what each guest of the lab is doing.
 
+    The lab is `up` (every guest runs, its agent is connected, its heaps are mapped), `partial`, `down`, or
+    `other`: a lab of this name runs, but of another topology. A guest's agent is `connected`, or it says why
+    not; its heaps are those that are mapped. The exit code is 0 whatever the state; for scripts there is
+    --json.
+
     \b
     Examples:
       lab status
-      lab status --json examples/hello.yaml
+      lab status --json examples/hello.yaml | jq -r .state
     """
     report = service.collect(invocation.load(), connect=invocation.connect)
     if as_json:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs tests of CPython's own suite, one JSON line for each; executed by Debian's /usr/bin/python3.
 
-``python3 cpython_runner.py OUTPUT SECONDS SKIP RESOURCES NAME...`` loads the tests that the NAMEs mean
-("test.test_socket" or one class or test of it), leaves out the first SKIP of them, and appends to OUTPUT
+``python3 cpython_runner.py OUTPUT SECONDS SKIP RESOURCES LEAVE_OUT NAME...`` loads the tests that the NAMEs
+mean ("test.test_socket" or one class or test of it), leaves out the first SKIP of them, and appends to OUTPUT
 
     {"begin": ID}                   before each test
     {"end": ID, "outcome": OUTCOME, "detail": TEXT}
     {"tests": COUNT}                at the end
 
 A test that takes longer than SECONDS ends the process; whoever reads OUTPUT sees which one it was, and starts
-the rest with a larger SKIP. RESOURCES are those of `test.support`, with commas, or "-" for none: "network" lets
-some modules reach for the Internet, others need it for the loopback. Standard library only.
+the rest with a larger SKIP. RESOURCES are those of `test.support`, with commas, or "-" for none: "network"
+lets some modules reach for the Internet, others need it for the loopback. Tests whose ids contain one of
+LEAVE_OUT (with commas, or "-") are not run. Standard library only.
 """
+
+# ruff: noqa: N802  (unittest's names)
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO, Any
 
-from test import support
+from test import support  # type: ignore[import-not-found]
 
 Problem = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
@@ -63,7 +66,7 @@ class Recorder(unittest.TestResult):
             self._fail(test, err)
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:
-        if isinstance(test, unittest.TestCase) and self._outcome == "passed":
+        if self._outcome == "passed":
             self._outcome, self._detail = "skipped", reason
 
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
@@ -92,10 +95,12 @@ def flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
 
 def main() -> None:
     """Run what the arguments say."""
-    output, seconds, skip, names = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[5:]
+    output, seconds, skip, names = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[6:]
     support.use_resources = [] if sys.argv[4] == "-" else sys.argv[4].split(",")
     support.verbose = 0
-    tests = list(flatten(unittest.defaultTestLoader.loadTestsFromNames(names)))
+    unwanted = [] if sys.argv[5] == "-" else sys.argv[5].split(",")
+    found = flatten(unittest.defaultTestLoader.loadTestsFromNames(names))
+    tests = [test for test in found if not any(part in test.id() for part in unwanted)]
     with open(output, "a") as file:
         recorder = Recorder(file, seconds)
         # One suite again: it calls setUpModule and setUpClass where one class or module follows another.

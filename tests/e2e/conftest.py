@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lab import cleanup, control, guest, lifecycle, paths, process
+from lab import Lab, cleanup, control, guest, lifecycle, paths, process
 from lab.paths import LabPaths
 from lab.progress import Progress
 from lab.ssh_session import Session
@@ -56,34 +56,32 @@ def why_not() -> str | None:
 
 @dataclass
 class RunningLab:
-    """A lab that is up, and ways to use it from a test. Commands go over one ssh session per guest."""
+    """A lab that is up, and ways to use it from a test: bytes and exit codes as they are. `lab` is the same
+    lab for users of the Python API.
+    """
 
     topology: Topology
     file: Path
-    _sessions: dict[str, Session] = field(default_factory=dict)
+    lab: Lab = field(init=False)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
 
     @property
     def paths(self) -> LabPaths:
         return LabPaths(self.topology.name)
 
+    def __post_init__(self) -> None:
+        self.lab = Lab(self.topology)
+
     def up(self) -> lifecycle.UpReport:
         """Make it whole again, after a test that broke something."""
-        report = lifecycle.up(self.topology, Progress.silent())
-        for name in report.started:
-            self.forget(name)
-        return report
+        return self.lab.up()
 
     def forget(self, name: str) -> None:
         """Close the session to a guest that went: it is dead, and may not know."""
-        if session := self._sessions.pop(name, None):
-            session.close()
+        self.lab[name].forget()
 
     def session(self, name: str) -> Session:
-        session = self._sessions.get(name)
-        if session is None or not session.is_alive:
-            session = self._sessions[name] = guest.open_session(self.topology, name)
-        return session
+        return self.lab[name].session()
 
     def run(
         self, name: str, *argv: str, check: bool = True, timeout: float = 120, stdin: bytes = b""
@@ -114,8 +112,7 @@ class RunningLab:
         return run_cli(arguments[0], "-t", str(self.file), *arguments[1:], stdin=stdin, timeout=timeout)
 
     def close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
+        self.lab.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -57,6 +57,15 @@ def test_network(hello, update_golden):
     assert root.find("dns").get("enable") == "no"
 
 
+def test_network_with_an_mtu(update_golden):
+    topology = parse_topology("name: x\nnetworks: {lan: {mtu: 9000, uplink: nat}}\nguests: [a]\n", "t.yaml")
+    root = check("lan-mtu.xml", network.xml("x", topology.networks["lan"]), update_golden)
+    assert root.find("mtu").get("size") == "9000"
+    assert root.find("forward").get("mode") == "open", "what gets out is not libvirt's business"
+    guest = ElementTree.fromstring(domain.xml(topology, topology.guest("a"), BOOT))
+    assert guest.find("devices/interface/mtu").get("size") == "9000", "or the guest does not learn of it"
+
+
 def test_every_device_has_a_place_of_its_own():
     names = [f"n{i}" for i in range(8)]
     topology = parse_topology(
