@@ -64,6 +64,7 @@ def _shim(agent: LocalAgent, family: str = "4") -> dict[str, str]:
 
 def _run(name: str, env: dict[str, str]) -> None:
     command = [sys.executable, str(TESTS / PROGRAMS[name]), name]
+    env = env | {"PYTHONPATH": str(TESTS)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, f"{name}\n{done.stdout}{done.stderr}"
 
