@@ -63,7 +63,7 @@ def test_paths_from_python(lab: Lab) -> None:
     client, server = lab["client"], lab["server"]
     serving = server.spawn("exec lab-run iperf3 --server --one-off --port 6998")
     server.wait_for_open_port(6998)
-    client.succeed("lab-run iperf3 --client server --port 6998 --bytes 8M")
+    client.succeed("lab-run iperf3 --client server --port 6998 --bytes 256M")
     assert serving.result(60)
     server.wait_for_closed_port(6998)
     # iperf3 has a connection for control, and after it one for the data.

@@ -12,7 +12,7 @@ from lab import stats
 
 MIB = 1 << 20
 SERVE = ["iperf3", "--server", "--one-off", "--port", "5299"]
-CLIENT = ["iperf3", "--client", "server", "--port", "5299", "--bytes", "20M", "--json"]
+CLIENT = ["iperf3", "--client", "server", "--port", "5299", "--bytes", "256M", "--json"]
 
 
 def test_what_guests_use_and_do(hello_lab):

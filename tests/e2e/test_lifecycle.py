@@ -229,7 +229,7 @@ def test_a_guest_that_was_destroyed_comes_back_alone(hello_lab):
 
 def test_a_daemon_that_was_killed_gets_a_successor(hello_lab):
     before = hello_lab.run("client", "cat", "/proc/sys/kernel/random/boot_id").stdout
-    (daemon,) = process.find(process.works_in(hello_lab.paths.root, ("python",)))
+    daemon = process.identify(int((hello_lab.paths.root / "daemon.pid").read_text()))
     daemon.kill()
     while daemon.is_alive():
         time.sleep(0.01)
