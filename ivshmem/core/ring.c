@@ -16,14 +16,12 @@
 static void copy_words(uint8_t *restrict to, const uint8_t *restrict from, size_t bytes)
 {
 	while (bytes >= 64) {
-		uint64_t words[8];
+		for (int i = 0; i < 64; i += 8) {
+			uint64_t word;
 
-		memcpy(words, from, sizeof(words));
-		for (int i = 0; i < 8; i++) {
-			uint64_t word = words[i];
-
+			memcpy(&word, from + i, sizeof(word));
 			__asm__ volatile("" : "+r"(word));
-			memcpy(to + 8 * i, &word, sizeof(word));
+			memcpy(to + i, &word, sizeof(word));
 		}
 		to += 64;
 		from += 64;
